@@ -34,7 +34,7 @@ def read_idx(path: str | os.PathLike[str], ndim: int | None = None) -> NDArray[A
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: not a regular file")
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         compressed = file.read(2) == _GZIP_MAGIC
         file.seek(0)
         at_most = os.fstat(file.fileno()).st_size * (_GZIP_RATIO if compressed else 1)

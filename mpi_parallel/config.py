@@ -1,0 +1,125 @@
+"""What a training run is told. The command line and the TOML file are made from these fields (see options.py)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from mpi_parallel.options import InputError, at_least, between, option, positive
+
+# Counts travel in the float32 tail of the merged gradient, and float32 counts exactly up to here.
+LARGEST_BATCH = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """what to train on"""
+
+    data: str = option(..., "HDF5 file of images and labels", name="FILE.h5")
+    images: str | None = option(None, "path of the images in a file of another layout", name="/PATH")
+    labels: str | None = option(None, "path of the labels in a file of another layout", name="/PATH")
+    validation: float = option(
+        0.0, "share of the training rows to hold out when the file has no validation split", check=between(0, 1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """the network: Dense relu layers, then one Dense layer of logits"""
+
+    hidden: tuple[int, ...] = option(
+        (128, 64), "widths of the hidden layers; none gives logistic regression", check=at_least(1)
+    )
+    dropout: float = option(0.0, "share of the hidden activations dropped in training", check=between(0, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """how much, in which order, for how long"""
+
+    batch_size: int = option(256, "rows of a step over all ranks together", check=between(1, LARGEST_BATCH))
+    micro_batch: int | None = option(
+        None, "rows that a rank computes at once; gradients accumulate over the rest", check=at_least(1), name="ROWS"
+    )
+    epochs: int = option(10, "passes over the training rows", check=at_least(0))
+    steps: int | None = option(None, "stop after this many steps instead", check=at_least(0))
+    shards: int = option(
+        64, "contiguous parts that the training rows are dealt in; part of what makes the order", check=at_least(1)
+    )
+    seed: int = option(0, "seed of the weights, the order of samples, dropout and splits", check=between(0, 2**32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """how the weights move"""
+
+    optimizer: str = option("adam", "update rule", choices=("adam", "adamw", "sgd", "momentum"))
+    lr: float = option(1e-3, "learning rate", check=positive)
+    schedule: str = option("constant", "learning rate over the run, after the warm-up", choices=("constant", "cosine"))
+    warmup: int = option(
+        0, "steps over which the learning rate rises linearly from zero", check=at_least(0), name="STEPS"
+    )
+    weight_decay: float = option(
+        0.0, "weight decay: decoupled in adamw, an L2 term of the gradient in the others", check=at_least(0)
+    )
+    clip_norm: float = option(0.0, "largest Euclidean norm of the mean gradient; 0 leaves it alone", check=at_least(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelOptions:
+    """how the ranks work together"""
+
+    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", "flat"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """where the arithmetic runs"""
+
+    device: str = option("auto", "auto takes a GPU where there is one for the rank", choices=("auto", "cpu", "cuda"))
+    precision: str = option("float32", "type of the arithmetic", choices=("float32",))
+    threads: int | None = option(
+        None, "threads of a rank; by default its share of the cores that it may use", check=at_least(1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """what is shown and kept, and when to stop early"""
+
+    out: str | None = option(
+        None, "folder for the log, the metrics and the configuration; by default runs/DATE-TIME", name="runs/NAME"
+    )
+    progress: str = option(
+        "auto", "auto is a bar on a terminal and plain lines elsewhere", choices=("auto", "bar", "plain", "none")
+    )
+    target_accuracy: float | None = option(
+        None,
+        "stop once an epoch ends with at least this accuracy (validation, or training without one)",
+        check=between(0, 1.0000001),
+    )
+    early_stop: int | None = option(
+        None,
+        "stop when this many epochs brought no lower loss (validation, or training without one)",
+        check=at_least(1),
+        name="EPOCHS",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All options of `python -m mpi_parallel.train`."""
+
+    data: DataOptions
+    model: ModelOptions
+    batch: BatchOptions
+    optimizer: OptimizerOptions
+    parallel: ParallelOptions
+    device: DeviceOptions
+    run: RunOptions
+
+    def __post_init__(self) -> None:
+        if (self.data.images is None) != (self.data.labels is None):
+            raise InputError("--images and --labels name the two datasets of a foreign file: give both or none")
+        if not os.fspath(self.data.data):
+            raise InputError("--data is empty: name an HDF5 file")

@@ -1,0 +1,199 @@
+"""An HDF5 file of images and labels: what it holds, checked before anything is read, and rows of it.
+
+Our layout is the groups train, validation and test, each with `images` and `labels` (see DESIGN and data/README.md). A
+file with one pile of images, ours or foreign, is split 0.7 / 0.1 / 0.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.config import DataOptions
+from mpi_parallel.data_parallel.splits import stratified
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError
+
+SPLITS = ("train", "validation", "test")
+SHARES = (0.7, 0.1, 0.2)  # where the file has no splits
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of a pair of datasets in a file; `rows` (n,) int64 ascending lists them, None stands for all."""
+
+    path: str
+    images: str
+    labels: str
+    length: int
+    rows: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, part: range) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """The part's images (n, features), in the file's dtype, and labels (n,). Raises InputError on bad values."""
+        with open_file(self.path) as file:
+            if self.rows is None:
+                where = slice(part.start, part.stop)
+                images, labels = file[self.images][where], file[self.labels][where]
+            else:
+                images, labels = self._pick(file, self.rows[part.start : part.stop])
+        images = images.reshape(len(part), -1)
+        self._check(images, labels, part)
+        return images, labels.astype(np.int32)
+
+    def row(self, place: int) -> int:
+        """The row of the file's dataset at this place of the split."""
+        return place if self.rows is None else int(self.rows[place])
+
+    def _pick(self, file: h5py.File, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Listed rows: one contiguous read over them and a choice in memory, as HDF5 is slow at single rows."""
+        if not len(rows):
+            return file[self.images][:0], file[self.labels][:0]
+        span, chosen = slice(rows[0], rows[-1] + 1), rows - rows[0]
+        return file[self.images][span][chosen], file[self.labels][span][chosen]
+
+    def _check(self, images: NDArray[Any], labels: NDArray[Any], part: range) -> None:
+        if images.dtype.kind == "f":
+            bad = np.flatnonzero(~np.isfinite(images).all(axis=1))
+            if bad.size:
+                raise InputError(
+                    f"{self.path}: {self.images} row {self.row(part.start + int(bad[0]))} has a pixel that is not finite "
+                    f"({bad.size} such rows among the {len(part)} read here); clean the file first"
+                )
+        if labels.size and int(labels.min()) < 0:
+            place = part.start + int(labels.argmin())
+            raise InputError(f"{self.path}: {self.labels} row {self.row(place)} is {labels.min()}, labels start at 0")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The splits of a file and what it says of them."""
+
+    path: str
+    train: Split
+    validation: Split | None
+    test: Split | None
+    shape: tuple[int, ...]  # of one image
+    dtype: np.dtype[Any]
+    classes: tuple[str, ...] | None
+    mean: NDArray[np.float64] | None
+    std: NDArray[np.float64] | None
+
+    @property
+    def features(self) -> int:
+        """Numbers in one image."""
+        return prod(self.shape)
+
+
+def open_image_set(options: DataOptions, seed: int, comm: Communicator) -> ImageSet:
+    """What `--data` holds. Every rank looks at the header; one reads the labels where a split has to be made.
+
+    Raises InputError, naming file and dataset, for a file that cannot be opened or is not an image set.
+    """
+    with open_file(options.data) as file:
+        pairs = _pairs(file, options)
+        splits = {name: _split(file, options.data, images, labels) for name, (images, labels) in pairs.items()}
+        first = file[next(iter(splits.values())).images]
+        shape, dtype = first.shape[1:], first.dtype
+        for split in splits.values():
+            _same_kind(file[split.images], shape, options.data, first.name)
+        attributes = _attributes(file, prod(shape))
+    if "all" in splits:
+        splits = _share_out(splits["all"], dict(zip(SPLITS, SHARES, strict=True)), seed, comm)
+    elif options.validation and "validation" not in splits:
+        held = options.validation
+        splits |= _share_out(splits["train"], {"train": 1 - held, "validation": held}, seed, comm)
+    train, validation, test = (splits.get(name) or None for name in SPLITS)
+    if train is None:
+        raise InputError(f"{options.data}: there are no training rows")
+    return ImageSet(options.data, train, validation, test, shape, dtype, *attributes)
+
+
+@contextmanager
+def open_file(path: str) -> Iterator[h5py.File]:
+    """The file, open for reading. Raises InputError when it cannot be opened or breaks while it is read."""
+    try:
+        # Without locks: nobody writes here, and on Lustre and NFS many readers' locks are slow or refused.
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"--data {path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"--data {path}: not an HDF5 file that can be read, or a damaged one ({error})") from None
+
+
+def _pairs(file: h5py.File, options: DataOptions) -> dict[str, tuple[str, str]]:
+    """The paths of images and labels of each split, or of "all" rows."""
+    if options.images and options.labels:
+        return {"all": (options.images, options.labels)}
+    if "train" in file:
+        return {name: (f"{name}/images", f"{name}/labels") for name in SPLITS if name in file}
+    if "images" in file and "labels" in file:
+        return {"all": ("images", "labels")}
+    raise InputError(
+        f"{options.data} has neither train/images nor images; it has {_datasets(file)}: name them with --images and --labels"
+    )
+
+
+def _datasets(file: h5py.File) -> str:
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(f"/{name}") if isinstance(item, h5py.Dataset) else None)
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "no datasets"
+
+
+def _split(file: h5py.File, path: str, images: str, labels: str) -> Split:
+    """A split whose two datasets are there and fit each other."""
+    for name in (images, labels):
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise InputError(f"{path}: there is no dataset {name}; it has {_datasets(file)}")
+    pixels, targets = file[images], file[labels]
+    if pixels.ndim < 2 or 0 in pixels.shape[1:] or pixels.dtype.kind not in "uif":
+        raise InputError(
+            f"{path}: {images} is {pixels.dtype} {pixels.shape}; images are numbers (N, H, W[, C]) or (N, features)"
+        )
+    if targets.ndim != 1 or targets.dtype.kind not in "ui":
+        raise InputError(f"{path}: {labels} is {targets.dtype} {targets.shape}; labels are whole numbers (N,)")
+    if len(pixels) != len(targets):
+        raise InputError(f"{path}: {len(pixels)} rows in {images}, but {len(targets)} in {labels}")
+    return Split(path, images, labels, len(pixels))
+
+
+def _same_kind(images: h5py.Dataset, shape: tuple[int, ...], path: str, first: str) -> None:
+    if images.shape[1:] != shape:
+        raise InputError(f"{path}: images of {images.name} are {images.shape[1:]}, those of {first} {shape}")
+
+
+def _attributes(file: h5py.File, features: int) -> tuple[tuple[str, ...] | None, Any, Any]:
+    """Class names, mean and std, each None where the file says nothing."""
+    names = file.attrs.get("classes")
+    classes = None if names is None else tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(names))
+    if "mean" not in file.attrs or "std" not in file.attrs:
+        return classes, None, None
+    both = [np.asarray(file.attrs[name], np.float64).reshape(-1) for name in ("mean", "std")]
+    for name, values in zip(("mean", "std"), both, strict=True):
+        if values.size not in (1, features) or not np.isfinite(values).all() or (name == "std" and (values < 0).any()):
+            raise InputError(
+                f"{file.filename}: attribute {name} holds {values.size} numbers; expected 1 or {features}, finite"
+            )
+    return classes, both[0], both[1]
+
+
+def _share_out(pile: Split, shares: dict[str, float], seed: int, comm: Communicator) -> dict[str, Split]:
+    """The pile's rows in stratified parts."""
+    labels = None
+    if comm.rank == 0:
+        with open_file(pile.path) as file:
+            labels = file[pile.labels][:]
+    parts = stratified(comm.broadcast(labels), list(shares.values()), seed)
+    return {name: replace(pile, rows=rows, length=len(rows)) for name, rows in zip(shares, parts, strict=True)}

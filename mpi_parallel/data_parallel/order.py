@@ -1,0 +1,77 @@
+"""Which samples make up a step: a pure function of (seed, epoch, step) that has never heard of ranks.
+
+The N training rows are cut into S contiguous shards by `block`. Position p of an epoch belongs to shard p mod S, at place
+p div S of that shard's own permutation; step t takes the positions [tB, (t+1)B). Since the longer shards come first, the
+positions 0..N-1 meet every place of every shard exactly once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.mpi.partition import block
+from mpi_parallel.nn.hashing import combine, combine_int, mix
+
+ROUNDS = 6  # four make a good cipher of wide words (Luby and Rackoff 1988); halves of a few bits want some more
+# What the same (seed, epoch) is hashed for, so that no two uses see the same bits.
+ORDER, ROW_KEYS = 1, 2
+
+Integers = NDArray[np.int64]
+Keys = NDArray[np.uint32]
+
+
+def permute(places: Integers, n: int, key: int | Keys) -> Integers:
+    """The image of each place under a permutation of range(n) chosen by the key (uint32, one or one for each place).
+
+    A Feistel network permutes the smallest 4^h >= n; images beyond n are permuted again until they fall inside (cycle
+    walking, Black and Rogaway 2002). Needs no array of n.
+    """
+    half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
+    keys = np.broadcast_to(np.asarray(key, np.uint32), places.shape)
+    image = _feistel(places.astype(np.uint32), keys, half)
+    outside = np.flatnonzero(image >= n)
+    while outside.size:
+        image[outside] = _feistel(image[outside], keys[outside], half)
+        outside = outside[image[outside] >= n]
+    return image.astype(np.int64)
+
+
+def shard_order(n: int, shard: int, seed: int, epoch: int) -> Integers:
+    """The shard's rows (from 0, within the shard of n rows) in the order in which the epoch uses them."""
+    return permute(np.arange(n), n, combine_int(ORDER, seed, epoch, shard))
+
+
+def positions_of(shards: range, total: int, of: int) -> Integers:
+    """(places, len(shards)) flattened: the epoch's positions that belong to these of `of` shards of `total` rows, ascending."""
+    places = -(-total // of)
+    positions = (np.arange(places)[:, None] * of + np.asarray(shards, np.int64)[None, :]).ravel()
+    return positions[positions < total]
+
+
+def local_order(shards: range, total: int, of: int, seed: int, epoch: int) -> Integers:
+    """For each of `positions_of(...)`: the row among those of these shards, laid one shard after the other."""
+    lengths = [len(block(total, of, shard)) for shard in shards]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.full((-(-total // of), len(shards)), -1, np.int64)
+    for column, (shard, length) in enumerate(zip(shards, lengths, strict=True)):
+        rows[:length, column] = starts[column] + shard_order(length, shard, seed, epoch)
+    return rows[rows >= 0]
+
+
+def row_keys(positions: Integers, seed: int, epoch: int) -> Keys:
+    """A uint32 for each position of the epoch that names it to whatever is random about a sample, such as dropout."""
+    words: Any = positions.astype(np.uint32)
+    keys: Keys = combine(np.uint32(combine_int(ROW_KEYS, seed, epoch)), words)
+    return keys
+
+
+def _feistel(words: Keys, keys: Keys, half: int) -> Keys:
+    """Permute words below 4^half: in each round one half is changed by a hash of the other."""
+    mask = np.uint32((1 << half) - 1)
+    left, right = words >> np.uint32(half), words & mask
+    for number in range(ROUNDS):
+        left, right = right, left ^ (mix(mix(right ^ np.uint32(number << 16)) ^ keys) & mask)
+    return left << np.uint32(half) | right

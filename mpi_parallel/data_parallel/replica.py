@@ -1,0 +1,56 @@
+"""The data-parallel engine: the whole model on every rank, each with its own rows."""
+
+from __future__ import annotations
+
+from mpi_parallel.data_parallel.loader import Batch, Rows
+from mpi_parallel.device.clock import Clock
+from mpi_parallel.nn.layers import Ready
+from mpi_parallel.nn.mlp import MLP
+from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
+
+EVALUATION_ROWS = 1024  # at a time: enough for BLAS, little memory
+
+
+class Replica:
+    """Runs batches of this rank's rows forward and backward."""
+
+    def __init__(self, model: MLP, rows: Rows, clock: Clock, micro_batch: int | None = None) -> None:
+        self.model, self.rows, self.clock, self.micro_batch = model, rows, clock, micro_batch
+        self.store, self.workspace = model.store, model.workspace
+
+    def run(self, batch: Batch, on_ready: Ready) -> None:
+        """Add this rank's gradient (summed over its rows), loss and counts to the store.
+
+        `on_ready` hears of parameters whose gradient is complete, every parameter once, also on a rank without rows.
+        """
+        parts = list(batch.parts(self.micro_batch))
+        for part in parts:
+            self._accumulate(part, on_ready if part is parts[-1] else _nobody)
+        self.store.tail[COUNT] += len(batch.index)
+        self.clock.enter("other")
+
+    def score(self, rows: Rows) -> tuple[float, int, int]:
+        """Summed loss, number correct and number of these rows, without dropout."""
+        loss, correct = 0.0, 0
+        index = self.workspace.xp.arange(len(rows))
+        for start in range(0, len(rows), EVALUATION_ROWS):
+            self.workspace.reset()
+            x, t = rows.gather(self.workspace, index[start : start + EVALUATION_ROWS])
+            logits, _ = self.model.inference.forward(x)
+            self.store.tail.fill(0)
+            self.model.loss_gradient(logits, t, self.store.tail)
+            sums = self.store.device.to_host(self.store.tail)
+            loss, correct = loss + float(sums[LOSS]), correct + int(sums[CORRECT])
+        return loss, correct, len(rows)
+
+    def _accumulate(self, part: Batch, on_ready: Ready) -> None:
+        self.clock.enter("data")
+        self.workspace.reset()  # what the micro-batch before left is not needed any more
+        x, t = self.rows.gather(self.workspace, part.index)
+        self.clock.enter("compute")
+        logits, backward = self.model.training.forward(x, part.keys)
+        backward(self.model.loss_gradient(logits, t, self.store.tail), on_ready)
+
+
+def _nobody(parameters: object) -> None:
+    """Gradients of a micro-batch that is not the last are not complete."""

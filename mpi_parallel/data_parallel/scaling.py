@@ -1,0 +1,68 @@
+"""Standardisation: the features' mean and deviation over the training rows, in one parallel pass.
+
+Every shard gives its own moments and the shards are merged in their order, so the result does not depend on the ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.mpi.communicator import Communicator
+
+Values = NDArray[np.float64]
+SLAB = 4096  # features that are exchanged at a time: bounds the memory of wide images
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """x = (raw - mean) / std; both () or (features,), float64, std without zeros."""
+
+    mean: Values
+    std: Values
+
+    @classmethod
+    def of(cls, mean: Any, std: Any) -> Scaler:
+        """A scaler for these moments; a constant feature (std 0) is shifted to 0 and not scaled, as scikit-learn does."""
+        deviation = np.asarray(std, np.float64)
+        return cls(np.asarray(mean, np.float64).reshape(-1), np.where(deviation == 0, 1.0, deviation).reshape(-1))
+
+
+def moments(rows: NDArray[Any]) -> tuple[Values, Values]:
+    """Mean and sum of squared deviations (features,) of rows (n, features), in float64."""
+    values = rows.astype(np.float64)
+    mean: Values = values.mean(axis=0)
+    values -= mean
+    return mean, np.einsum("nf,nf->f", values, values)
+
+
+def standardise(shards: dict[int, NDArray[Any]], lengths: list[int], features: int, comm: Communicator) -> Scaler:
+    """The per-feature scaler of the training rows, from each rank's shards (rows, features) by their number.
+
+    `lengths` are the rows of all shards. Merged pairwise as Chan, Golub and LeVeque (1979) do, without loss of precision.
+    """
+    slabs = [slice(start, min(start + SLAB, features)) for start in range(0, features, SLAB)]
+    merged = [_merge(shards, lengths, slab, comm) for slab in slabs]
+    mean, squares = (np.concatenate(parts) for parts in zip(*merged, strict=True))
+    return Scaler.of(mean, np.sqrt(squares / sum(lengths)))
+
+
+def _merge(
+    shards: dict[int, NDArray[Any]], lengths: list[int], slab: slice, comm: Communicator
+) -> tuple[Values, Values]:
+    table = np.zeros((len(lengths), 2, slab.stop - slab.start))
+    for number, rows in shards.items():
+        if len(rows):
+            table[number] = moments(rows[:, slab])
+    comm.sum(table)  # each shard's entry comes from one rank, the others add zeros: exact
+    count, mean, squares = 0, np.zeros(table.shape[2]), np.zeros(table.shape[2])
+    for length, (shard_mean, shard_squares) in zip(lengths, table, strict=True):
+        if length:
+            delta = shard_mean - mean
+            count += length
+            mean += delta * (length / count)
+            squares += shard_squares + delta * delta * ((count - length) * length / count)
+    return mean, squares

@@ -1,0 +1,68 @@
+"""A GPU, driven by CuPy through the same array expressions as the host."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class NoGPU(Exception):
+    """There is no GPU to be had, and why."""
+
+
+class Cuda:
+    """Arrays in the memory of one GPU, computed by CuPy on its current stream."""
+
+    kind = "cuda"
+
+    def __init__(self, node_rank: int) -> None:
+        """Take this rank's GPU: ranks of a node take the GPUs that they see in turn. Raises NoGPU."""
+        self.xp: ModuleType = _import_cupy()
+        self.visible = _count(self.xp)
+        self.number = node_rank % self.visible
+        self.shared = node_rank >= self.visible
+        self.xp.cuda.Device(self.number).use()
+
+    def to_device(self, array: NDArray[Any]) -> Array:
+        copy: Array = self.xp.asarray(array)
+        return copy
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        # asnumpy waits for the work on the array's stream: MPI must never see a GPU array that is still being written.
+        copy: NDArray[Any] = self.xp.asnumpy(array)
+        return copy
+
+    def refill(self, array: Array, values: NDArray[Any]) -> None:
+        array[...] = self.xp.asarray(values)
+
+    def synchronize(self) -> None:
+        self.xp.cuda.get_current_stream().synchronize()
+
+    def describe(self) -> str:
+        name = self.xp.cuda.runtime.getDeviceProperties(self.number)["name"].decode()
+        return f"cuda, GPU {self.number} of {self.visible}: {name}, CuPy {self.xp.__version__}"
+
+
+def _import_cupy() -> ModuleType:
+    try:
+        import cupy
+    except ImportError as error:
+        raise NoGPU(
+            f"CuPy cannot be imported ({error}); install mpi_parallel[cuda12] or mpi_parallel[cuda13]"
+        ) from None
+    module: ModuleType = cupy
+    return module
+
+
+def _count(cupy: ModuleType) -> int:
+    try:
+        count: int = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise NoGPU(f"CuPy finds no GPU ({error})") from None
+    if count == 0:
+        raise NoGPU("CuPy finds no GPU (CUDA_VISIBLE_DEVICES hides all of them?)")
+    return count

@@ -1,0 +1,62 @@
+"""The cores of the rank: NumPy arrays, BLAS and its threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+from numpy.typing import NDArray
+
+
+class Host:
+    """Arrays in the memory of the node, computed by NumPy and its BLAS."""
+
+    kind = "cpu"
+    xp = np
+
+    def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def to_host(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def refill(self, array: NDArray[Any], values: NDArray[Any]) -> None:
+        assert array is values
+
+    def synchronize(self) -> None:
+        pass
+
+    def describe(self) -> str:
+        return f"cpu, {blas()}"
+
+
+def blas() -> str:
+    """The BLAS in use, its kernels and its threads, as threadpoolctl sees them."""
+    found = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    if not found:
+        return "unknown BLAS"
+    pool = found[0]
+    kernels = f" ({pool['architecture']} kernels)" if pool.get("architecture") else ""
+    return f"{pool['internal_api']} {pool.get('version') or ''}{kernels}, {pool['num_threads']} thread{'s' * (pool['num_threads'] > 1)}"
+
+
+def set_threads(count: int) -> None:
+    """Let BLAS and OpenMP of this process use `count` threads."""
+    threadpoolctl.threadpool_limits(limits=count)
+
+
+def usable_cores() -> frozenset[int]:
+    """The cores that the launcher lets this process run on."""
+    return frozenset(os.sched_getaffinity(0))
+
+
+def fair_threads(mine: frozenset[int], on_node: Sequence[frozenset[int]]) -> int:
+    """How many threads a rank should run: each core that it may use, divided among the ranks that may use it too.
+
+    A rank bound to its own cores gets them all; four unbound ranks on eight cores get two each.
+    """
+    share = sum(1 / sum(core in cores for cores in on_node) for core in mine)
+    return max(1, int(share + 1e-9))

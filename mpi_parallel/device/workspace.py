@@ -1,0 +1,54 @@
+"""A bump arena: within a step arrays are cut from one block that starts again at the next step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpi_parallel.device import Array, Device
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+
+class Workspace:
+    """Memory for what lives no longer than a step.
+
+    The same sequence of requests takes the same addresses, so a step that repeats allocates nothing. The first step of a
+    new size finds the arena too small: it is served by arrays of its own, and `reset` makes the arena as large as was needed.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.xp = device.xp
+        self._arena: Array = self.xp.empty(0, np.uint8)
+        self._views: dict[tuple[int, tuple[int, ...], Any], tuple[Array, int]] = {}
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """An array with arbitrary contents that belongs to the caller until `reset`."""
+        key = (self._used, shape, dtype)
+        found = self._views.get(key)
+        if found is None:
+            found = self._views[key] = self._cut(shape, np.dtype(dtype))
+        array, self._used = found
+        return array
+
+    def reset(self) -> None:
+        """Start again: every array handed out since the last reset is dead."""
+        if self._used > self._arena.nbytes:
+            self._views.clear()
+            self._arena = self.xp.empty(self._used, np.uint8)
+        self._used = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arena."""
+        return int(self._arena.nbytes)
+
+    def _cut(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, int]:
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        end = self._used + -(-nbytes // ALIGNMENT) * ALIGNMENT
+        if end > self._arena.nbytes:
+            return self.xp.empty(shape, dtype), end
+        return self._arena[self._used : self._used + nbytes].view(dtype).reshape(shape), end

@@ -1,0 +1,15 @@
+"""Who owns what: the two ways in which everything here is divided among ranks."""
+
+from __future__ import annotations
+
+
+def block(n: int, size: int, rank: int) -> range:
+    """The contiguous share of range(n) of `rank` among `size`; shares differ by at most one, the longer ones first."""
+    quotient, remainder = divmod(n, size)
+    start = rank * quotient + min(rank, remainder)
+    return range(start, start + quotient + (rank < remainder))
+
+
+def dealt(n: int, size: int, rank: int) -> range:
+    """The share of range(n) that `rank` gets when the numbers are dealt like cards."""
+    return range(rank, n, size)

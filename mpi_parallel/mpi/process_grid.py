@@ -1,0 +1,26 @@
+"""The grid of ranks, data x pipe x tensor, and a communicator along each axis."""
+
+from __future__ import annotations
+
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError
+
+AXES = ("data", "pipe", "tensor")
+
+
+class ProcessGrid:
+    """Ranks in a Cartesian grid. `data`, `pipe` and `tensor` hold the ranks that differ from this one along that axis only."""
+
+    def __init__(self, world: Communicator, pipe: int = 1, tensor: int = 1) -> None:
+        """The ranks that pipe x tensor leave over are data. Raises InputError when they do not divide."""
+        data, left = divmod(world.size, pipe * tensor)
+        if left or not data:
+            raise InputError(
+                f"{world.size} ranks do not divide into {pipe} stages (--pipe) x {tensor} slices (--tensor)"
+            )
+        self.shape = {"data": data, "pipe": pipe, "tensor": tensor}
+        # reorder=False: rank 0 of the job stays rank 0 of the grid, and neighbours on a node share the last axes.
+        cart = world.comm.Create_cart([data, pipe, tensor], reorder=False)
+        self.data, self.pipe, self.tensor = (
+            Communicator(cart.Sub([axis == name for name in AXES]), world.device) for axis in AXES
+        )

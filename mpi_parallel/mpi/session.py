@@ -1,0 +1,96 @@
+"""The life of a program under MPI: it starts with a check of the launcher and ends on all ranks, whatever happens.
+
+A rank that leaves with an exception while the others wait for it would hang the job. Here every exception ends the job:
+where all ranks failed alike, rank 0 tells it and all leave; where one failed alone, it tells and aborts the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from mpi4py import MPI
+
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError
+
+logger = logging.getLogger("mpi_parallel")
+
+USAGE = 2  # exit status for what the user gave
+INTERRUPTED = 130  # the shell's status for a program ended by SIGINT
+PATIENCE = 0.5  # seconds that a failing rank waits to see whether all the others fail too
+
+
+def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
+    """Run `main(world, arguments)` on every rank and leave with its status; an exception on any rank ends the job."""
+    world = Communicator(MPI.COMM_WORLD)
+    farewell = MPI.COMM_WORLD.Dup()  # its own communicator: the failing ranks' messages must not meet anybody else's
+    try:
+        check_launcher(world.size)
+        status = main(world, sys.argv[1:])
+    except KeyboardInterrupt:
+        status = _leave(farewell, "interrupted", INTERRUPTED)
+    except InputError as error:
+        status = _leave(farewell, f"error: {error}", USAGE)
+    except SystemExit as leave:  # --help
+        status = leave.code if isinstance(leave.code, int) else 1
+    except BaseException:
+        status = _leave(farewell, traceback.format_exc(), 1)
+    sys.exit(status)
+
+
+def check_launcher(size: int) -> None:
+    """Refuse to be one of several processes that the launcher started but MPI did not join.
+
+    srun with the wrong --mpi gives as many jobs of one rank as there are tasks, each training the whole and all writing to
+    the same folder. Raises InputError.
+    """
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        started = int(os.environ.get(name) or 0)
+        if started:
+            break
+    if started > 1 and size == 1:
+        raise InputError(
+            f"the launcher started {started} processes ({name}={started}), but this MPI ({MPI.get_vendor()[0]}) knows of 1: "
+            "the launcher and the MPI do not match (srun --mpi=pmix for Open MPI, srun --mpi=pmi2 for MPICH, or that MPI's own mpirun)"
+        )
+
+
+def _leave(farewell: MPI.Intracomm, message: str, status: int) -> int:
+    """Tell why this rank leaves, once for the job, and end the job; returns when all ranks leave alike."""
+    if _all_arrive(farewell):
+        _tell_once(farewell, message)
+        return status
+    logger.error("rank %d on %s: %s", farewell.rank, MPI.Get_processor_name(), message)
+    logging.shutdown()
+    sys.stderr.flush()
+    MPI.COMM_WORLD.Abort(status)
+    return status
+
+
+def _tell_once(farewell: MPI.Intracomm, message: str) -> None:
+    """Rank 0 tells what all ranks met: once if it is the same, else the first few with their rank and host."""
+    stories = farewell.gather((message, MPI.Get_processor_name()))
+    if stories is None:
+        return
+    if len({story for story, _ in stories}) == 1:
+        logger.error(message)
+        return
+    for rank, (story, host) in list(enumerate(stories))[:4]:
+        logger.error("rank %d on %s: %s", rank, host, story)
+
+
+def _all_arrive(farewell: MPI.Intracomm) -> bool:
+    """Whether all ranks get here within PATIENCE; a rank that does not is waiting in some message."""
+    arrival, deadline = farewell.Ibarrier(), time.monotonic() + PATIENCE
+    while not arrival.Test():
+        if time.monotonic() > deadline:
+            time.sleep(0.05 * min(farewell.rank, 20))  # if several fail, the lowest speaks before the others are ended
+            return False
+        time.sleep(0.005)
+    return True

@@ -1,0 +1,80 @@
+"""The multilayer perceptron: Dense relu layers, then one Dense layer of logits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.device import Array, Device
+from mpi_parallel.device.workspace import Workspace
+from mpi_parallel.nn import functional as F
+from mpi_parallel.nn.layers import Dropout, Layer, Linear, ReLU, Sequential
+from mpi_parallel.nn.store import CORRECT, LOSS, ParameterStore
+
+assert (LOSS, CORRECT) == (0, 1)  # where softmax_cross_entropy adds its sums
+
+
+class MLP:
+    """The network in two forms over the same weights: `training`, with dropout, and `inference`, without."""
+
+    def __init__(self, device: Device, widths: Sequence[int], dropout: float = 0.0, seed: int = 0) -> None:
+        """`widths` are the features, the hidden widths and the number of classes: 784 128 64 10."""
+        self.widths = tuple(widths)
+        self.depth = len(widths) - 1
+        self.workspace = ws = Workspace(device)
+        self.store = ParameterStore(device, _shapes(widths))
+        self.classes_K: Array = device.xp.arange(widths[-1])
+        linear = [self._linear(number) for number in range(self.depth)]
+        self.training = Sequential(_stack(ws, linear, dropout))
+        self.inference = Sequential(_stack(ws, linear, 0.0))
+        for number, (fan_in, fan_out) in enumerate(pairwise(widths)):
+            start = device.to_device(glorot_uniform(fan_in, fan_out, seed, number))
+            self.store.parameters[f"W{number}"].value[...] = start
+
+    def loss_gradient(self, z_BK: Array, t_B: Array, tail: Array) -> Array:
+        """dz of the summed cross-entropy; adds the loss and the number correct to tail[0:2]. Overwrites z."""
+        return F.softmax_cross_entropy(self.workspace, z_BK, t_B, self.classes_K, tail)
+
+    def weights(self) -> list[NDArray[np.float32]]:
+        """Whole weights in the host's memory, layer by layer: W (in, out), then b (out,)."""
+        names = (f"{kind}{number}" for number in range(self.depth) for kind in "Wb")
+        return [self.store.device.to_host(self.store.parameters[name].value) for name in names]
+
+    def _linear(self, number: int) -> Linear:
+        parameters = self.store.parameters
+        return Linear(self.workspace, parameters[f"W{number}"], parameters[f"b{number}"], first=number == 0)
+
+
+def glorot_uniform(fan_in: int, fan_out: int, seed: int, number: int) -> NDArray[np.float32]:
+    """Weights (fan_in, fan_out) uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010), from seed and layer."""
+    limit = np.sqrt(6.0 / (fan_in + fan_out))
+    random = np.random.Generator(np.random.PCG64([seed, number])).random((fan_in, fan_out), dtype=np.float32)
+    return ((2 * random - 1) * limit).astype(np.float32)
+
+
+def weights_sha256(weights: Sequence[NDArray[np.float32]]) -> str:
+    """Digest of the weights in the order of `MLP.weights`, as little-endian float32."""
+    digest = hashlib.sha256()
+    for array in weights:
+        digest.update(np.ascontiguousarray(array, "<f4"))
+    return digest.hexdigest()
+
+
+def _shapes(widths: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the parameters, the last layer first: backward completes it first."""
+    pairs = list(enumerate(pairwise(widths)))
+    return [shape for n, (i, o) in reversed(pairs) for shape in ((f"W{n}", (i, o)), (f"b{n}", (o,)))]
+
+
+def _stack(ws: Workspace, linear: Sequence[Linear], dropout: float) -> list[Layer]:
+    """Linear, relu, dropout for each hidden layer; the last layer gives logits."""
+    layers: list[Layer] = []
+    for number, layer in enumerate(linear[:-1]):
+        layers += [layer, ReLU(ws)]
+        if dropout:
+            layers.append(Dropout(ws, dropout, number))
+    return [*layers, linear[-1]]

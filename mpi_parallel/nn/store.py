@@ -1,0 +1,49 @@
+"""All weights in one array, all gradients in another: what is merged, owned, clipped and saved are slices of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from mpi_parallel.device import Array, Device
+
+# Behind the gradients travel the batch's sums, so that one collective merges everything.
+LOSS, CORRECT, COUNT, STOP = range(4)
+TAIL = 4
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A trainable array: views of its value and of its gradient (same shape, float32), and where the store keeps them."""
+
+    name: str
+    value: Array
+    gradient: Array
+    span: slice
+
+
+class ParameterStore:
+    """One flat float32 array of weights and one of gradients with its tail, in the order in which backward completes them."""
+
+    def __init__(self, device: Device, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """`shapes` names every parameter, those whose gradient is ready first in front."""
+        xp = device.xp
+        self.device = device
+        self.size = sum(prod(shape) for _, shape in shapes)
+        self.weights: Array = xp.zeros(self.size, np.float32)
+        self.merged: Array = xp.zeros(self.size + TAIL, np.float32)
+        self.gradients: Array = self.merged[: self.size]
+        self.tail: Array = self.merged[self.size :]
+        self.parameters: dict[str, Parameter] = {}
+        start = 0
+        for name, shape in shapes:
+            span = slice(start, start := start + prod(shape))
+            views = self.weights[span].reshape(shape), self.gradients[span].reshape(shape)
+            self.parameters[name] = Parameter(name, *views, span)
+
+    def zero_grad(self) -> None:
+        """Start a step: no gradient, no counts."""
+        self.merged.fill(0)

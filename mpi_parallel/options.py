@@ -1,0 +1,225 @@
+"""Options from dataclasses: one field makes the flag, the TOML key, the help sentence and the check.
+
+A configuration is a frozen dataclass whose fields are groups; a group is a frozen dataclass whose fields are made
+by `option`. Values come from the defaults, then from `--config FILE.toml`, then from the flags; the last one wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import io
+import os
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+T = TypeVar("T")
+Check = Callable[[Any], str | None]
+
+
+class InputError(ValueError):
+    """What the user gave is wrong; the message alone tells what and where, and the exit status is 2."""
+
+
+def option(
+    default: Any, sentence: str, *, check: Check | None = None, choices: Sequence[str] = (), name: str = ""
+) -> Any:
+    """A dataclass field that is also a flag; `default=...` makes it required, `name` is its placeholder in --help."""
+    metadata = {"sentence": sentence, "check": check, "choices": tuple(choices), "name": name}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def at_least(low: float) -> Check:
+    """A check that a number is `low` or more."""
+    return lambda value: None if value >= low else f"must be at least {low}"
+
+
+def between(low: float, high: float) -> Check:
+    """A check that a number lies in [low, high)."""
+    return lambda value: None if low <= value < high else f"must be at least {low} and below {high}"
+
+
+def positive(value: float) -> str | None:
+    """A check that a number is greater than zero and finite."""
+    return None if 0 < value < float("inf") else "must be a positive number"
+
+
+def parse(kind: type[T], argv: Sequence[str], command: str, sentence: str, speaks: bool = True) -> T:
+    """Make a `kind` from the command line; of many ranks one `speaks`, that is, prints what --help asks for.
+
+    Raises InputError for an unknown or missing option and for a bad value.
+    """
+    parser = _parser(kind, command, sentence, sys.stdout if speaks else io.StringIO())
+    flags = vars(parser.parse_args(list(argv)))
+    file = flags.pop("config", None)
+    given = _read_toml(kind, Path(file)) if file else {}
+    return _build(kind, {**given, **flags})
+
+
+def to_tables(config: Any) -> dict[str, dict[str, Any]]:
+    """The configuration as TOML tables (and JSON objects), options that are not set left out."""
+    return {
+        group.name: {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(getattr(config, group.name)).items()
+            if value is not None
+        }
+        for group in dataclasses.fields(config)
+    }
+
+
+def flag(name: str) -> str:
+    """The flag of a field: batch_size is --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser for many ranks: it raises where argparse would print and exit, and prints where it is told."""
+
+    out: TextIO = sys.stdout
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message}{self._nearest(message)} (python -m {self.prog} --help lists the options)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        self.out.write(message)
+
+    def _nearest(self, message: str) -> str:
+        if not message.startswith("unrecognized arguments: "):
+            return ""
+        wrong = message.split()[2].split("=")[0]
+        near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+def _groups(kind: type[Any]) -> list[tuple[str, type[Any], dict[str, Any]]]:
+    """(name, dataclass, its type hints) of each group of a configuration."""
+    hints = typing.get_type_hints(kind)
+    return [
+        (group.name, hints[group.name], typing.get_type_hints(hints[group.name])) for group in dataclasses.fields(kind)
+    ]
+
+
+def _parser(kind: type[Any], command: str, sentence: str, out: TextIO) -> _Parser:
+    parser = _Parser(prog=command, description=sentence, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.out = out
+    parser.add_argument("--config", metavar="FILE.toml", help="read options from this file; flags win over it")
+    for name, group, hints in _groups(kind):
+        section = parser.add_argument_group(name, group.__doc__)
+        for field in dataclasses.fields(group):
+            section.add_argument(flag(field.name), **_argument(field, hints[field.name]))
+    return parser
+
+
+def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    """What argparse is told of one field."""
+    base, many = _base(hint)
+    words: dict[str, Any] = {"dest": field.name, "help": _help(field).replace("%", "%%")}
+    if base is bool:
+        return words | {"action": argparse.BooleanOptionalAction}
+    words["type"] = base
+    if field.metadata["choices"]:
+        words["choices"] = field.metadata["choices"]
+    else:
+        words["metavar"] = field.metadata["name"] or {int: "N", float: "X"}.get(base, "TEXT")
+    return words | ({"nargs": "*"} if many else {})
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    sentence: str = field.metadata["sentence"]
+    if field.default is dataclasses.MISSING:
+        return sentence + " (required)"
+    if field.default is None or isinstance(field.default, bool):
+        return sentence
+    default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return f"{sentence} (default {default})"
+
+
+def _base(hint: Any) -> tuple[Any, bool]:
+    """(int, True) for tuple[int, ...], (int, False) for int and int | None."""
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return next(part for part in typing.get_args(hint) if part is not type(None)), False
+    return hint, False
+
+
+def _read_toml(kind: type[Any], path: Path) -> dict[str, Any]:
+    """The options of a TOML file, each in the table of its group; relative `data` and `out` stay as written."""
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: {error}") from None
+    known = {name: hints for name, _, hints in _groups(kind)}
+    given: dict[str, Any] = {}
+    for table, values in tables.items():
+        if table not in known or not isinstance(values, Mapping):
+            raise InputError(
+                f"--config {path}: no table [{table}]; there are {', '.join(f'[{name}]' for name in known)}"
+            )
+        for key, value in values.items():
+            field = key.replace("-", "_")
+            if field not in known[table]:
+                raise InputError(f"--config {path}: [{table}] has no option '{key}'{_similar(field, known[table])}")
+            given[field] = _from_toml(value, known[table][field], f"--config {path}: [{table}] {key}")
+    return given
+
+
+def _similar(word: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _from_toml(value: Any, hint: Any, where: str) -> Any:
+    """A TOML value as the field's type; whole numbers serve as floats, and nothing else is converted."""
+    base, many = _base(hint)
+    items = value if many and isinstance(value, list) else [value]
+    if many != isinstance(value, list) or not all(_fits(item, base) for item in items):
+        raise InputError(f"{where} = {value!r}: expected {'a list of ' if many else ''}{base.__name__}")
+    return tuple(map(base, items)) if many else base(value)
+
+
+def _fits(item: Any, base: Any) -> bool:
+    return (type(item) in (int, float)) if base is float else type(item) is base
+
+
+def _build(kind: type[Any], given: Mapping[str, Any]) -> Any:
+    """The configuration, every value checked."""
+    return kind(**{name: _build_group(group, given) for name, group, _ in _groups(kind)})
+
+
+def _build_group(group: type[Any], given: Mapping[str, Any]) -> Any:
+    values = {}
+    for field in dataclasses.fields(group):
+        if field.name in given:
+            values[field.name] = _checked(field, given[field.name])
+        elif field.default is dataclasses.MISSING:
+            raise InputError(f"{flag(field.name)} is missing: {field.metadata['sentence']}")
+    return group(**values)
+
+
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    value = tuple(value) if isinstance(value, list) else value
+    choices, check = field.metadata["choices"], field.metadata["check"]
+    if choices and value not in choices:
+        raise InputError(f"{flag(field.name)} {value}: choose from {', '.join(choices)}")
+    for item in value if isinstance(value, tuple) else (value,):
+        complaint = check(item) if check else None
+        if complaint:
+            raise InputError(f"{flag(field.name)} {item}: {complaint}")
+    return value
+
+
+def write_toml(config: Any, path: str | os.PathLike[str]) -> None:
+    """Write the whole configuration where `--config` can read it again."""
+    import tomli_w  # here, because only rank 0 writes
+
+    Path(path).write_text(tomli_w.dumps(to_tables(config)))

@@ -1,0 +1,33 @@
+"""The simplest merger, and the reference for all others: one Allreduce of everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.nn.store import CORRECT, COUNT, LOSS, STOP, Parameter, ParameterStore
+from mpi_parallel.result_merging.metrics import Totals
+
+
+class Flat:
+    """Every rank gets the whole sum and takes the whole optimizer step."""
+
+    def __init__(self, store: ParameterStore, comm: Communicator) -> None:
+        self.store, self.comm = store, comm
+        self.owned = slice(0, store.size)
+
+    def ready(self, parameters: Sequence[Parameter]) -> None:
+        """Nothing to do before all gradients are complete."""
+
+    def merge(self) -> Totals:
+        """Sum gradients and tail over the ranks, divide the gradient once by the number of rows."""
+        self.comm.sum(self.store.merged)
+        tail = self.store.device.to_host(self.store.tail)
+        count = int(tail[COUNT])
+        self.store.gradients *= 1 / max(1, count)
+        squares = float(self.store.device.xp.dot(self.store.gradients, self.store.gradients))
+        return Totals(float(tail[LOSS]), int(tail[CORRECT]), count, bool(tail[STOP]), math.sqrt(squares))
+
+    def publish(self) -> None:
+        """Nothing to do: every rank took the same step."""

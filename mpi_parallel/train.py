@@ -1,0 +1,48 @@
+"""Train an image classifier on all ranks: `mpirun -n 4 python -m mpi_parallel.train --data FILE.h5`. START HERE."""
+
+from __future__ import annotations
+
+from mpi_parallel.config import TrainConfig
+from mpi_parallel.data_parallel.dataset import open_image_set
+from mpi_parallel.data_parallel.loader import TrainingRows, class_count, evaluation_rows
+from mpi_parallel.data_parallel.replica import Replica
+from mpi_parallel.device import open_device
+from mpi_parallel.device.clock import Clock
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.process_grid import ProcessGrid
+from mpi_parallel.mpi.session import launch
+from mpi_parallel.nn.mlp import MLP
+from mpi_parallel.nn.optimizers import RULES
+from mpi_parallel.options import parse
+from mpi_parallel.result_merging.flat import Flat
+from mpi_parallel.training.banner import announce, settle_threads
+from mpi_parallel.training.fit import Run, fit
+from mpi_parallel.training.log import RunFolder
+
+
+def main(world: Communicator, arguments: list[str]) -> int:
+    """Build the run from its options, then fit; the exit status."""
+    config = parse(TrainConfig, arguments, "mpi_parallel.train", __doc__, speaks=world.rank == 0)
+    batch, rule = config.batch, config.optimizer
+    threads = settle_threads(config.device.threads, world)
+    device = open_device(config.device.device, world.node().rank)
+    grid = ProcessGrid(world.on(device))
+    comm = grid.data
+
+    data = open_image_set(config.data, batch.seed, comm)
+    training = TrainingRows(data, batch.shards, batch.seed, comm, device)
+    held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]
+    classes = class_count(data, training, held_out, comm)
+
+    model = MLP(device, (data.features, *config.model.hidden, classes), config.model.dropout, batch.seed)
+    engine = Replica(model, training.rows, Clock(), batch.micro_batch)
+    merger = Flat(model.store, comm)
+    optimizer = RULES[rule.optimizer](model.store, rule.weight_decay)
+
+    folder = RunFolder(config.run.out, config, config.run.progress, world)
+    announce(folder, config, world, grid, device, threads, data, model)
+    return fit(Run(config, comm, engine, merger, optimizer, training, *held_out, folder))
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,89 @@
+"""What a run is, told at its start: to people by the banner, to programs by the start event."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+
+import h5py
+import mpi4py
+import numpy as np
+from mpi4py import MPI
+
+import mpi_parallel
+from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
+from mpi_parallel.config import TrainConfig
+from mpi_parallel.device import Device
+from mpi_parallel.device.host import fair_threads, set_threads, usable_cores
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.process_grid import ProcessGrid
+from mpi_parallel.nn.mlp import MLP
+from mpi_parallel.options import to_tables
+from mpi_parallel.training.log import RunFolder, logger
+
+
+def versions() -> dict[str, str]:
+    """Of everything whose version can change a result."""
+    return {
+        "mpi_parallel": mpi_parallel.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "mpi4py": mpi4py.__version__,
+        "mpi": library(),
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+    }
+
+
+def library() -> str:
+    """Name and version of the MPI library."""
+    name, version = MPI.get_vendor()
+    return f"{name} {'.'.join(map(str, version))}"
+
+
+def settle_threads(asked: int | None, world: Communicator) -> int:
+    """Give BLAS and OpenMP the threads that were asked for, or this rank's fair share of the cores; how many."""
+    mine = usable_cores()
+    on_node = world.node().gather_text(",".join(map(str, mine)))
+    count = asked or fair_threads(mine, [frozenset(map(int, cores.split(","))) for cores in on_node])
+    set_threads(count)
+    return count
+
+
+def announce(
+    folder: RunFolder,
+    config: TrainConfig,
+    world: Communicator,
+    grid: ProcessGrid,
+    device: Device,
+    threads: int,
+    data: ImageSet,
+    model: MLP,
+) -> None:
+    """Show the banner and write the start event."""
+    hosts = world.gather_text(platform.node())
+    held = {name: split for name in SPLITS if (split := getattr(data, name)) is not None}
+    sizes = {f"{name}_samples": len(split) for name, split in held.items()}
+    facts = {
+        "device": device.kind,
+        "precision": config.device.precision,
+        "merge": "flat",
+        "parameters": model.store.size,
+    }
+    folder.event(
+        "start", ranks=world.size, grid=grid.shape, hosts=list(dict.fromkeys(hosts)), **facts, **sizes,
+        threads=threads, config=to_tables(config), versions=versions(),
+    )  # fmt: skip
+    counts = Counter(hosts)
+    where = ", ".join(f"{count} on {host}" for host, count in list(counts.items())[:8]) + (
+        ", …" if len(counts) > 8 else ""
+    )
+    for line in (
+        f"mpi_parallel {mpi_parallel.__version__}, Python {platform.python_version()}, {library()}",
+        f"ranks       {len(hosts)}: {where}; {threads} thread{'s' * (threads > 1)} a rank",
+        f"device      {device.describe()}",
+        f"data        {data.path}: {', '.join(f'{len(split):,} {name}' for name, split in held.items())}; "
+        f"{data.dtype} {' x '.join(map(str, data.shape))}",
+        f"network     {' - '.join(map(str, model.widths))}, {model.store.size:,} parameters, merged by {facts['merge']}",
+    ):
+        logger.info(line)

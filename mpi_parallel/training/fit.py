@@ -1,0 +1,175 @@
+"""The loop over epochs: train, evaluate, tell, and stop when there is a reason to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mpi_parallel.config import TrainConfig
+from mpi_parallel.data_parallel.loader import Rows, TrainingRows
+from mpi_parallel.data_parallel.replica import Replica
+from mpi_parallel.device.clock import PHASES, process_seconds
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.nn.learning_rate import learning_rate
+from mpi_parallel.nn.mlp import weights_sha256
+from mpi_parallel.nn.optimizers import Optimizer
+from mpi_parallel.result_merging.metrics import Score, merge_scores, score
+from mpi_parallel.training.log import RunFolder, logger
+from mpi_parallel.training.progress import open_progress
+from mpi_parallel.training.signals import StopRequest
+from mpi_parallel.training.step import Merger, train_step
+
+FINISHED, DIVERGED, STOPPED = 0, 3, 75  # exit statuses
+
+
+@dataclass
+class Run:
+    """Everything that takes part in a run, and how far it has come."""
+
+    config: TrainConfig
+    comm: Communicator
+    engine: Replica
+    merger: Merger
+    optimizer: Optimizer
+    training: TrainingRows
+    validation: Rows | None
+    test: Rows | None
+    folder: RunFolder
+    step: int = 0
+    epochs: int = 0  # completed
+    samples: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, count of the running epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.training.steps(self.config.batch.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        asked = self.config.batch.steps
+        return self.config.batch.epochs * self.steps_per_epoch if asked is None else asked
+
+
+def fit(run: Run) -> int:
+    """Train until there is a reason to stop; the exit status."""
+    stop = StopRequest()
+    progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0)
+    run.folder.show_through(progress)
+    reason, patience = "finished", Patience(run.config.run.early_stop)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is found by the step's own check
+            while run.step < run.total_steps and reason == "finished":
+                reason = _train_epoch(run, progress, stop)
+                if reason == "finished":
+                    reason = _end_epoch(run, patience)
+            return _end(run, reason)
+    finally:
+        progress.close()
+        run.folder.close()
+        stop.restore()
+
+
+class Patience:
+    """Counts the epochs since the loss was last lower than ever before."""
+
+    def __init__(self, epochs: int | None) -> None:
+        self.epochs, self.best, self.since = epochs, float("inf"), 0
+
+    def lost(self, loss: float) -> bool:
+        """Whether this epoch's loss was one too many without an improvement."""
+        self.best, self.since = (loss, 0) if loss < self.best else (self.best, self.since + 1)
+        return self.epochs is not None and self.since >= self.epochs
+
+
+def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
+    """Take the steps of one epoch; why they ended."""
+    batch, rule = run.config.batch, run.config.optimizer
+    run.engine.clock.reset()
+    run.sums = [0.0, 0.0, 0.0]
+    for part in run.training.epoch(run.epochs, batch.batch_size):
+        if run.step >= run.total_steps:
+            break
+        rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
+        totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop))
+        if not totals.finite:
+            logger.error(
+                "step %d: loss %s, gradient norm %s: training went bad", run.step + 1, totals.loss, totals.norm
+            )
+            return "not-finite"
+        run.step += 1
+        run.samples += totals.count
+        run.sums = [run.sums[0] + totals.loss, run.sums[1] + totals.correct, run.sums[2] + totals.count]
+        progress.step(run.step, run.sums[0] / run.sums[2])
+        if totals.stop:
+            return "signal"
+    return "finished"
+
+
+def _end_epoch(run: Run, patience: Patience) -> str:
+    """Evaluate and tell of the epoch; why the run should end now, or "finished" when it should not."""
+    run.epochs += 1
+    seconds = run.engine.clock.total()
+    trained = score(*run.sums)
+    held_out = evaluate(run, run.validation)
+    phases, slowest = _accounts(run)
+    rule = run.config.optimizer
+    rate = learning_rate(run.step - 1, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
+    run.folder.event(
+        "epoch", epoch=run.epochs, step=run.step, samples=run.samples, seconds=seconds,
+        samples_per_second=trained.count / seconds, train_loss=trained.loss, train_accuracy=trained.accuracy,
+        validation_loss=held_out.loss if held_out else None, validation_accuracy=held_out.accuracy if held_out else None,
+        lr=rate, seconds_by_phase=phases, slowest_rank=slowest,
+    )  # fmt: skip
+    logger.info(_epoch_line(run, trained, held_out, seconds))
+    judged, target = held_out or trained, run.config.run.target_accuracy
+    if target is not None and judged.accuracy >= target:
+        return "target"
+    return "early-stop" if patience.lost(judged.loss) else "finished"
+
+
+def evaluate(run: Run, rows: Rows | None) -> Score | None:
+    """The exact score of all ranks' rows of a split; None where there is no such split."""
+    return None if rows is None else merge_scores(run.comm, *run.engine.score(rows))
+
+
+def _accounts(run: Run) -> tuple[dict[str, float], int]:
+    """Mean seconds of the ranks by phase, and the rank that worked longest apart from merging."""
+    mine = np.array([run.engine.clock.seconds[phase] for phase in PHASES])
+    all_ranks = run.comm.gather(mine)
+    busy = all_ranks.sum(axis=1) - all_ranks[:, PHASES.index("merge")]
+    return dict(zip(PHASES, all_ranks.mean(axis=0).tolist(), strict=True)), int(busy.argmax())
+
+
+def _epoch_line(run: Run, trained: Score, held_out: Score | None, seconds: float) -> str:
+    left = (run.total_steps - run.step) * seconds / (trained.count / run.config.batch.batch_size)
+    validation = f"  validation {held_out.loss:.4f} {held_out.accuracy:.4f}" if held_out else ""
+    planned = -(-run.total_steps // run.steps_per_epoch)
+    return (
+        f"epoch {run.epochs:>{len(str(planned))}}/{planned}  loss {trained.loss:.4f}  accuracy {trained.accuracy:.4f}{validation}"
+        f"  {trained.count / seconds:,.0f} samples/s  {_duration(left)} left"
+    )
+
+
+def _end(run: Run, reason: str) -> int:
+    """Tell how the run ended; the exit status. A run that is asked to stop does not begin to evaluate."""
+    tested = evaluate(run, run.test) if reason not in ("signal", "not-finite") else None
+    seconds, digest = process_seconds(), weights_sha256(run.engine.model.weights())
+    run.folder.event(
+        "end", step=run.step, epochs=run.epochs, reason=reason, seconds=seconds,
+        test_loss=tested.loss if tested else None, test_accuracy=tested.accuracy if tested else None, weights_sha256=digest,
+    )  # fmt: skip
+    result = f"  test loss {tested.loss:.4f}  test accuracy {tested.accuracy:.4f}" if tested else ""
+    logger.info(f"{reason} after {run.step} steps, {_duration(seconds)}{result}")
+    logger.info(f"kept in {run.folder.path}")
+    return {"not-finite": DIVERGED, "signal": STOPPED}.get(reason, FINISHED)
+
+
+def _duration(seconds: float) -> str:
+    """3.2 s, 4:05 or 1:02:03."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -1,0 +1,102 @@
+"""What a run leaves behind: config.toml, metrics.jsonl and the log, written by rank 0; the others' warnings apart."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError, write_toml
+from mpi_parallel.training.progress import Progress, open_progress
+
+logger = logging.getLogger("mpi_parallel")
+
+
+class RunFolder:
+    """The folder of one run. All ranks know its path; rank 0 makes it and writes, the others only their warnings."""
+
+    def __init__(self, out: str | None, config: Any, progress: str, world: Communicator) -> None:
+        """Make the folder. Raises InputError where it cannot be made or holds a run already."""
+        complaint = self._make(out, config) if world.rank == 0 else None
+        self.path, complaint = (
+            Path(world.gather_text(str(getattr(self, "path", "")))[0]),
+            world.gather_text(complaint or "")[0],
+        )
+        if complaint:
+            raise InputError(complaint)
+        self._metrics: TextIO | None = (self.path / "metrics.jsonl").open("x") if world.rank == 0 else None
+        self.console = _Console(open_progress("none" if progress == "none" else "plain", 0, world.rank == 0))
+        self._handlers = _handlers(self.path, world.rank, self.console)
+        for handler in self._handlers:
+            logger.addHandler(handler)
+        logger.setLevel(logging.INFO if world.rank == 0 else logging.WARNING)
+        logger.propagate = False
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Append one line to metrics.jsonl, at once."""
+        if self._metrics is not None:
+            try:
+                self._metrics.write(json.dumps({"event": name, **facts}) + "\n")
+                self._metrics.flush()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path / "metrics.jsonl")) from None
+
+    def show_through(self, progress: Progress) -> None:
+        """From now on the log's lines go to the terminal through this progress."""
+        self.console.progress = progress
+
+    def close(self) -> None:
+        """Close the files."""
+        for handler in self._handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def _make(self, out: str | None, config: Any) -> str | None:
+        """Make the folder and config.toml; what is wrong, if something is."""
+        try:
+            self.path = _numbered(Path("runs") / time.strftime("%Y%m%d-%H%M%S")) if out is None else Path(out)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / "metrics.jsonl").exists():
+                return f"--out {self.path} holds a run already: name another folder"
+            write_toml(config, self.path / "config.toml")
+        except OSError as error:
+            return f"--out {out or 'runs'}: {error}"
+        return None
+
+
+class _Console(logging.Handler):
+    """Shows log lines through the progress, so that a bar stays below them."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self.progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(self.format(record), file=sys.stderr, flush=True)
+        else:
+            self.progress.line(self.format(record))
+
+
+def _handlers(path: Path, rank: int, console: logging.Handler) -> list[logging.Handler]:
+    """Rank 0: the terminal and log.txt. Others: errors on stderr, warnings in a file that is made when there are some."""
+    if rank:
+        console.setLevel(logging.ERROR)
+    file = logging.FileHandler(path / (f"rank-{rank}.log" if rank else "log.txt"), delay=rank > 0)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    return [console, file]
+
+
+def _numbered(path: Path) -> Path:
+    """The path itself, or with -2, -3, … where it is there already."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free

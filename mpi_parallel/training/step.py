@@ -1,0 +1,69 @@
+"""One synchronised step, and what it needs of an engine and of a merger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mpi_parallel.data_parallel.loader import Batch
+from mpi_parallel.device.clock import Clock
+from mpi_parallel.nn.layers import Ready
+from mpi_parallel.nn.optimizers import Optimizer
+from mpi_parallel.nn.store import STOP, Parameter, ParameterStore
+from mpi_parallel.result_merging.metrics import Totals
+
+
+class Engine(Protocol):
+    """Runs this rank's part of the model on this rank's part of the data."""
+
+    store: ParameterStore
+    clock: Clock
+
+    def run(self, batch: Batch, on_ready: Ready) -> None:
+        """Add the gradient of the batch's rows, their loss and counts to the store."""
+
+
+class Merger(Protocol):
+    """Makes the ranks' gradients one. `owned` is the slice of the store whose optimizer step this rank takes."""
+
+    owned: slice
+
+    def ready(self, parameters: Sequence[Parameter]) -> None:
+        """The gradients of these parameters are complete on this rank."""
+
+    def merge(self) -> Totals:
+        """Everyone's gradient (the mean over rows, in the owned slice at least), count, loss and flags."""
+
+    def publish(self) -> None:
+        """Everyone's weights, after the owners have updated theirs."""
+
+
+def train_step(
+    engine: Engine,
+    batch: Batch,
+    merger: Merger,
+    optimizer: Optimizer,
+    rate: float,
+    clip_norm: float = 0.0,
+    stop: bool = False,
+) -> Totals:
+    """One synchronised step: every rank ends with the same weights. `stop` tells all ranks that this one was asked to."""
+    store, clock = engine.store, engine.clock
+    store.zero_grad()
+    if stop:
+        store.tail[STOP] = 1
+    engine.run(batch, merger.ready)  # my share of the gradient
+
+    clock.enter("merge")
+    totals = merger.merge()  # everyone's gradient, count, loss and flags
+
+    clock.enter("update")
+    if totals.finite:
+        if clip_norm and totals.norm > clip_norm:
+            store.gradients[merger.owned] *= clip_norm / totals.norm
+        optimizer.step(merger.owned, rate)  # my share of the weights
+
+    clock.enter("merge")
+    merger.publish()  # everyone's weights
+    clock.enter("other")
+    return totals
