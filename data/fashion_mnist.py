@@ -35,7 +35,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]  # so that it runs in a checkout wh
 import sources  # noqa: E402
 from sources import Arrays, SourceError, sha256  # noqa: E402
 
-CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 SMALL_PER_CLASS = {"train": 1200, "test": 200}
 SMALL_SEED = 0
 SMALL_DIGESTS = {  # of each array with an IDX header before it, as in sources.DIGESTS
@@ -44,8 +44,8 @@ SMALL_DIGESTS = {  # of each array with an IDX header before it, as in sources.D
     "test/images": "de96a67ffc630cea7e2869cdbbcd0311792d3ff021fcdeef90de1ab3cb18dc88",
     "test/labels": "ff598322307dae4ed125cfd1bafafe2dd0fbecaf39a9475e7b570f7372fb0423",
 }
-# Ranks read contiguous shards, 187 rows each with the default 64. Read shard by shard, chunks of 125 rows cost 1.2 times
-# the decoding of one pass and chunks of 1,000 five times; 125 also divides both splits.
+# Ranks read contiguous shards, 187 rows each with the default 64. Read shard by shard, chunks of 125 rows cost 1.2
+# times the decoding of one pass and chunks of 1,000 five times; 125 also divides both splits.
 SMALL_CHUNK = 125
 LIBVER = ("v108", "v110")  # fixed for the same bytes from every HDF5; each one since 1.8 (2008) can read it
 ATTRIBUTES = {"classes", "mean", "std", "seed", "source", "licence", "format_version"}
@@ -55,22 +55,14 @@ LARGEST = 60_000 * 28 * 28
 def main() -> None:
     """Entry point."""
     options = parse_options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that removes the temporary files
-    digests = SMALL_DIGESTS if options.small else sources.DIGESTS
-    if not options.force and options.to.exists():
-        if not holds(options.to, digests):
-            sys.exit(usage_error(f"{options.to} is there and is not this set: move it away, or say --force to replace it"))
-        print(f"{options.to} is there already, and right")
-        return
+    for number in (signal.SIGINT, signal.SIGTERM):  # leave by the way that removes the temporary files
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        arrays = whole(options)
-        if options.small:
-            arrays = cut(arrays, SMALL_PER_CLASS, SMALL_SEED)
-        write(options.to, arrays, chunk=SMALL_CHUNK if options.small else None)
+        if options.force or not is_there(options.to, SMALL_DIGESTS if options.small else sources.DIGESTS):
+            make(options)
     except (SourceError, OSError) as error:
-        sys.exit(usage_error(str(error)))
-    rows = " + ".join(f"{len(arrays[f'{split}/labels']):,}" for split in ("train", "test"))
-    print(f"{options.to}: {rows} images, {options.to.stat().st_size:,} bytes")
+        print(f"fashion_mnist.py: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse_options() -> argparse.Namespace:
@@ -85,10 +77,25 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def usage_error(message: str) -> int:
-    """Say what is wrong, and return the exit status for it."""
-    print(f"fashion_mnist.py: {message}", file=sys.stderr)
-    return 2
+def is_there(to: Path, digests: dict[str, str]) -> bool:
+    """Whether the right file is there already. Raises SourceError where something else is in its place."""
+    if not to.exists():
+        return False
+    if not holds(to, digests):
+        raise SourceError(f"{to} is there but is not this set: move it away, or replace it with --force")
+    print(f"{to} is there already, and right")
+    return True
+
+
+def make(options: argparse.Namespace) -> None:
+    """Write the file that the options ask for."""
+    with renamed_when_whole(options.to) as temporary:
+        arrays = whole(options)
+        if options.small:
+            arrays = cut(arrays, SMALL_PER_CLASS, SMALL_SEED)
+        write(temporary, arrays, chunk=SMALL_CHUNK if options.small else None)
+    rows = " + ".join(f"{len(arrays[f'{split}/labels']):,}" for split in ("train", "test"))
+    print(f"{options.to}: {rows} images, {options.to.stat().st_size:,} bytes")
 
 
 # ---------------------------------------------------------------- from the sources
@@ -115,7 +122,7 @@ def whole(options: argparse.Namespace) -> Arrays:
     raise SourceError(
         "Fashion-MNIST could not be had. Tried:\n"
         + "\n".join(tried)
-        + "\nCopy these four files (plain or .gz) from a machine that has them and name their folder with --idx FOLDER:\n  "
+        + "\nCopy these files, plain or .gz, from where they can be had and name their folder with --idx FOLDER:\n  "
         + " ".join(sources.IDX_FILES.values())
     )
 
@@ -143,17 +150,17 @@ def cut(arrays: Arrays, per_class: dict[str, int], seed: int) -> Arrays:
 # ---------------------------------------------------------------- to the file
 
 
-def write(to: Path, arrays: Arrays, chunk: int | None = None) -> None:
-    """Write the data set under a temporary name and rename it, so that `to` is whole or not there at all.
+def write(path: Path, arrays: Arrays, chunk: int | None = None) -> None:
+    """Write the data set.
 
     `chunk` compresses the images, so many rows a chunk; without it they are contiguous, which reads fastest.
     """
-    layout = {"chunks": (chunk, 28, 28), "compression": "gzip", "compression_opts": 9} if chunk else {}
-    with renamed_when_whole(to) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+    compressed = {"chunks": (chunk, 28, 28), "compression": "gzip", "compression_opts": 9} if chunk else {}
+    with h5py.File(path, "w", libver=LIBVER) as file:
         file.attrs.update(attributes(arrays))
         for name, array in arrays.items():
-            is_images = name.endswith("images")
-            dataset = file.create_dataset(name, array.shape, np.uint8, track_times=False, **(layout if is_images else {}))
+            layout = compressed if name.endswith("images") else {}
+            dataset = file.create_dataset(name, array.shape, np.uint8, track_times=False, **layout)
             for rows in tqdm(blocks(len(array)), f"write {name}", leave=False, disable=None):
                 dataset[rows] = array[rows]
 
@@ -176,9 +183,10 @@ def attributes(arrays: Arrays) -> dict[str, Any]:
 
 def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
     """Mean and standard deviation of all pixels, in raw values 0..255, exact but for the last rounding."""
-    counts = sum(np.bincount(images[rows].ravel(), minlength=256) for rows in blocks(len(images)))
-    total = sum(value * int(count) for value, count in enumerate(counts))
-    squares = sum(value * value * int(count) for value, count in enumerate(counts))
+    histograms = [np.bincount(images[rows].ravel(), minlength=256) for rows in blocks(len(images))]
+    counts = np.sum(histograms, axis=0).tolist()  # Python's integers from here on: they do not round or overflow
+    total = sum(value * count for value, count in enumerate(counts))
+    squares = sum(value * value * count for value, count in enumerate(counts))
     n = images.size
     return total / n, math.sqrt((n * squares - total * total) / n**2)
 
@@ -187,7 +195,7 @@ def holds(path: Path, digests: dict[str, str]) -> bool:
     """Whether the file is a data set of our layout with exactly these images and labels."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            if file.attrs["format_version"] != 1 or not ATTRIBUTES <= set(file.attrs):
+            if file.attrs["format_version"] != 1 or not set(file.attrs) >= ATTRIBUTES:
                 return False
             return all(_digest(file[name]) == digest for name, digest in digests.items())
     except (OSError, KeyError, TypeError, ValueError):
@@ -207,12 +215,17 @@ def blocks(rows: int, size: int = 1000) -> list[slice]:
 
 @contextmanager
 def renamed_when_whole(to: Path) -> Iterator[Path]:
-    """Give a temporary name beside `to`; rename it when the block ends well, remove it when it does not."""
+    """Give a temporary file beside `to`, so that `to` is whole or not there at all.
+
+    It is renamed when the block ends well and removed when it does not. That the folder can be written to is known
+    before the block, which may take long, begins.
+    """
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f"{to.stem}.unfinished-{os.getpid()}.h5")
     try:
+        temporary.touch()
         yield temporary
-        with open(temporary, "rb") as file:
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(to)
     finally:

@@ -1,7 +1,7 @@
 """Where Fashion-MNIST can be had: three functions that return its four arrays, checked, or raise SourceError.
 
-Whatever the source, what counts is the SHA-256 of the *uncompressed* IDX files. Debian packs the publisher's files anew,
-so the .gz containers differ (by the 24 bytes of name that Debian leaves out) while their content is the same.
+Whatever the source, what counts is the SHA-256 of the *uncompressed* IDX files: Debian leaves the name and time out
+of the .gz headers, so its containers differ from the publisher's while all that they contain is the same.
 """
 
 from __future__ import annotations
@@ -82,17 +82,30 @@ def from_debian(temporary: Path) -> Arrays:
         raise SourceError("no apt-get and dpkg-deb on this machine")
     try:
         package = _apt_download(temporary, [])
-    except SourceError:
-        own_lists = [f"-oDir::State={temporary}/state", f"-oDir::Cache={temporary}/cache"]
-        for folder in ("state/lists/partial", "cache/archives/partial"):
-            (temporary / folder).mkdir(parents=True)
-        _apt([*own_lists, "update"], temporary)
-        package = _apt_download(temporary, own_lists)
+    except SourceError as first:  # the package lists are missing or too old
+        try:
+            package = _apt_download(temporary, _own_lists(temporary))
+        except SourceError as second:
+            raise SourceError(f"{first}; with new package lists: {second}") from second
     unpacked = temporary / "unpacked"
     done = subprocess.run(["dpkg-deb", "-x", package, unpacked], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SourceError(f"dpkg-deb: {done.stderr.strip()}")
     return from_idx(unpacked / "usr/share/datasets/fashion-mnist")
+
+
+def _own_lists(folder: Path) -> list[str]:
+    """Bring the package lists into this folder; return the options that make apt-get use them."""
+    print("bringing new package lists, for this once ...", flush=True)
+    lists, cache = folder / "lists", folder / "cache"
+    for needed in (lists / "partial", cache / "archives/partial"):
+        needed.mkdir(parents=True)
+    options = [f"-oDir::State={folder}", f"-oDir::State::lists={lists}", f"-oDir::Cache={cache}"]
+    lines = _apt([*options, "update"], folder)
+    if not any(lists.glob("*_Packages*")):  # apt-get calls that a success
+        warnings = [line[2:].strip() for line in lines if line.startswith("W: Failed")]
+        raise SourceError(f"apt-get update: {' '.join(warnings[:1]) or 'no lists came'}")
+    return options
 
 
 def _apt_download(folder: Path, options: list[str]) -> Path:
@@ -114,10 +127,9 @@ def _apt_download(folder: Path, options: list[str]) -> Path:
 def _apt(arguments: list[str], folder: Path, meanwhile: Callable[[], object] = lambda: None) -> list[str]:
     """Run apt-get in the folder, call `meanwhile` while it runs, return its lines."""
     log = folder / "apt.log"
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            ["apt-get", "-q", *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+    command = ["apt-get", "-q", "-oAcquire::Retries=1", *arguments]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         end = time.monotonic() + _APT_LIMIT_S
         while process.poll() is None and time.monotonic() < end:
@@ -152,7 +164,7 @@ def from_publisher(temporary: Path) -> Arrays:
 
 
 def _download(address: str, to: Path) -> None:
-    with urllib.request.urlopen(address, timeout=_SILENCE_S) as answer, open(to, "wb") as file:
+    with urllib.request.urlopen(address, timeout=_SILENCE_S) as answer, to.open("wb") as file:
         size = int(answer.headers.get("Content-Length") or 0)
         with tqdm(desc=to.name, total=size or None, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             while piece := answer.read(1 << 16):
