@@ -61,7 +61,8 @@ def parse(kind: type[T], argv: Sequence[str], command: str, sentence: str, speak
     flags = vars(parser.parse_args(list(argv)))
     file = flags.pop("config", None)
     given = _read_toml(kind, Path(file)) if file else {}
-    return _build(kind, {**given, **flags})
+    built: T = _build(kind, {**given, **flags})
+    return built
 
 
 def to_tables(config: Any) -> dict[str, dict[str, Any]]:

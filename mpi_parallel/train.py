@@ -24,15 +24,16 @@ def main(world: Communicator, arguments: list[str]) -> int:
     """Build the run from its options, then fit; the exit status."""
     config = parse(TrainConfig, arguments, "mpi_parallel.train", __doc__, speaks=world.rank == 0)
     batch, rule = config.batch, config.optimizer
-    threads = settle_threads(config.device.threads, world)
-    device = open_device(config.device.device, world.node().rank)
+    node = world.node()
+    threads = settle_threads(config.device.threads, node)
+    device = open_device(config.device.device, node.rank)
     grid = ProcessGrid(world.on(device))
     comm = grid.data
 
     data = open_image_set(config.data, batch.seed, comm)
     training = TrainingRows(data, batch.shards, batch.seed, comm, device)
-    held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]
-    classes = class_count(data, training, held_out, comm)
+    validation, test = (evaluation_rows(part, training.scaler, comm, device) for part in (data.validation, data.test))
+    classes = class_count(data, training, [validation, test], comm)
 
     model = MLP(device, (data.features, *config.model.hidden, classes), config.model.dropout, batch.seed)
     engine = Replica(model, training.rows, Clock(), batch.micro_batch)
@@ -41,7 +42,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
 
     folder = RunFolder(config.run.out, config, config.run.progress, world)
     announce(folder, config, world, grid, device, threads, data, model)
-    return fit(Run(config, comm, engine, merger, optimizer, training, *held_out, folder))
+    return fit(Run(config, comm, engine, merger, optimizer, training, validation, test, folder))
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ class Split:
             bad = np.flatnonzero(~np.isfinite(images).all(axis=1))
             if bad.size:
                 raise InputError(
-                    f"{self.path}: {self.images} row {self.row(part.start + int(bad[0]))} has a pixel that is not finite "
-                    f"({bad.size} such rows among the {len(part)} read here); clean the file first"
+                    f"{self.path}: {self.images} row {self.row(part.start + int(bad[0]))} has a pixel that is not "
+                    f"finite ({bad.size} such rows among the {len(part)} read here); clean the file first"
                 )
         if labels.size and int(labels.min()) < 0:
             place = part.start + int(labels.argmin())
@@ -142,7 +142,8 @@ def _pairs(file: h5py.File, options: DataOptions) -> dict[str, tuple[str, str]]:
     if "images" in file and "labels" in file:
         return {"all": ("images", "labels")}
     raise InputError(
-        f"{options.data} has neither train/images nor images; it has {_datasets(file)}: name them with --images and --labels"
+        f"{options.data} has neither train/images nor images; it has {_datasets(file)}: "
+        "name them with --images and --labels"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of one step: their numbers among the rank's rows, and the key that names each (see order.row_keys)."""
+    """This rank's rows of one step: their numbers among the rank's rows, and keys that name them (order.row_keys)."""
 
     index: Array  # (b,) int64
     keys: Array  # (b,) uint32
@@ -85,7 +86,7 @@ class TrainingRows:
         index = self.device.to_device(local)
         starts = np.arange(self.steps(batch_size) + 1) * batch_size
         edges = np.searchsorted(positions, starts).tolist()
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             yield Batch(index[start:stop], keys[start:stop])
 
 
@@ -101,11 +102,13 @@ def class_count(data: ImageSet, training: TrainingRows, others: list[Rows | None
     """How many classes: as many as the file names, else one more than the largest label. Raises InputError beyond."""
     held = [int(rows.labels.max()) for rows in others if rows is not None and len(rows)]
     largest = max(training.largest_label, comm.maximum(max(held, default=-1)))
-    if data.classes is not None and largest >= len(data.classes):
+    if data.classes is None:
+        return largest + 1
+    if largest >= len(data.classes):
         raise InputError(
-            f"{data.path}: a label is {largest}, but the attribute classes names {len(data.classes)} (0 to {len(data.classes) - 1})"
+            f"{data.path}: a label is {largest}, but the attribute classes names {len(data.classes)} classes"
         )
-    return len(data.classes) if data.classes is not None else largest + 1
+    return len(data.classes)
 
 
 def _join(parts: list[NDArray[Any]], empty: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

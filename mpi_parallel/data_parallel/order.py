@@ -1,7 +1,9 @@
 """Which samples make up a step: a pure function of (seed, epoch, step) that has never heard of ranks.
 
-The N training rows are cut into S contiguous shards by `block`. Position p of an epoch belongs to shard p mod S, at place
-p div S of that shard's own permutation; step t takes the positions [tB, (t+1)B). Since the longer shards come first, the
+The N training rows are cut into S contiguous shards by `block`. Position p of an epoch belongs to shard p mod S, at
+place
+p div S of that shard's own permutation; step t takes the positions [tB, (t+1)B). Since the longer shards come first,
+the
 positions 0..N-1 meet every place of every shard exactly once.
 """
 
@@ -45,7 +47,7 @@ def shard_order(n: int, shard: int, seed: int, epoch: int) -> Integers:
 
 
 def positions_of(shards: range, total: int, of: int) -> Integers:
-    """(places, len(shards)) flattened: the epoch's positions that belong to these of `of` shards of `total` rows, ascending."""
+    """The epoch's positions, ascending, that belong to these of `of` shards of `total` rows."""
     places = -(-total // of)
     positions = (np.arange(places)[:, None] * of + np.asarray(shards, np.int64)[None, :]).ravel()
     return positions[positions < total]
@@ -64,7 +66,7 @@ def local_order(shards: range, total: int, of: int, seed: int, epoch: int) -> In
 def row_keys(positions: Integers, seed: int, epoch: int) -> Keys:
     """A uint32 for each position of the epoch that names it to whatever is random about a sample, such as dropout."""
     words: Any = positions.astype(np.uint32)
-    keys: Keys = combine(np.uint32(combine_int(ROW_KEYS, seed, epoch)), words)
+    keys: Keys = combine(np.asarray(combine_int(ROW_KEYS, seed, epoch), np.uint32), words)
     return keys
 
 

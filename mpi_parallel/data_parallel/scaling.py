@@ -26,7 +26,7 @@ class Scaler:
 
     @classmethod
     def of(cls, mean: Any, std: Any) -> Scaler:
-        """A scaler for these moments; a constant feature (std 0) is shifted to 0 and not scaled, as scikit-learn does."""
+        """A scaler for these moments; a constant feature (std 0) is shifted only, as scikit-learn does."""
         deviation = np.asarray(std, np.float64)
         return cls(np.asarray(mean, np.float64).reshape(-1), np.where(deviation == 0, 1.0, deviation).reshape(-1))
 
@@ -42,7 +42,8 @@ def moments(rows: NDArray[Any]) -> tuple[Values, Values]:
 def standardise(shards: dict[int, NDArray[Any]], lengths: list[int], features: int, comm: Communicator) -> Scaler:
     """The per-feature scaler of the training rows, from each rank's shards (rows, features) by their number.
 
-    `lengths` are the rows of all shards. Merged pairwise as Chan, Golub and LeVeque (1979) do, without loss of precision.
+    `lengths` are the rows of all shards. Merged pairwise as Chan, Golub and LeVeque (1979) do, without loss of
+    precision.
     """
     slabs = [slice(start, min(start + SLAB, features)) for start in range(0, features, SLAB)]
     merged = [_merge(shards, lengths, slab, comm) for slab in slabs]

@@ -11,7 +11,10 @@ PHASES = ("data", "compute", "merge", "update", "other")
 
 
 class Clock:
-    """Seconds by phase; `enter` ends the phase before. One call takes a fraction of a microsecond, so it is always on."""
+    """Seconds by phase; `enter` ends the phase before.
+
+    One call takes a fraction of a microsecond, so it is always on.
+    """
 
     def __init__(self) -> None:
         self.reset()

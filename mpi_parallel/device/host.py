@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ class Host:
     """Arrays in the memory of the node, computed by NumPy and its BLAS."""
 
     kind = "cpu"
-    xp = np
+
+    def __init__(self) -> None:
+        self.xp: ModuleType = np
 
     def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
@@ -40,7 +43,8 @@ def blas() -> str:
         return "unknown BLAS"
     pool = found[0]
     kernels = f" ({pool['architecture']} kernels)" if pool.get("architecture") else ""
-    return f"{pool['internal_api']} {pool.get('version') or ''}{kernels}, {pool['num_threads']} thread{'s' * (pool['num_threads'] > 1)}"
+    threads = pool["num_threads"]
+    return f"{pool['internal_api']} {pool.get('version') or ''}{kernels}, {threads} thread{'s' * (threads > 1)}"
 
 
 def set_threads(count: int) -> None:

@@ -14,8 +14,10 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 class Workspace:
     """Memory for what lives no longer than a step.
 
-    The same sequence of requests takes the same addresses, so a step that repeats allocates nothing. The first step of a
-    new size finds the arena too small: it is served by arrays of its own, and `reset` makes the arena as large as was needed.
+    The same sequence of requests takes the same addresses, so a step that repeats allocates nothing. The first step
+    of a
+    new size finds the arena too small: it is served by arrays of its own, and `reset` makes the arena as large as was
+    needed.
     """
 
     def __init__(self, device: Device) -> None:

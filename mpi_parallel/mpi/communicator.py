@@ -14,13 +14,14 @@ from mpi_parallel.device import Array, Device, Host
 class Communicator:
     """Some ranks that talk to each other about arrays of one device.
 
-    Every verb is collective: all ranks of the communicator call it, with arrays of the same shape and dtype. Arrays of a
+    Every verb is collective: all ranks of the communicator call it, with arrays of the same shape and dtype. Arrays
+    of a
     GPU are staged through the host's memory, which waits for the work on them.
     """
 
     def __init__(self, comm: MPI.Intracomm, device: Device | None = None) -> None:
         self.comm = comm
-        self.device: Device = device or Host()
+        self.device: Device = Host() if device is None else device
         self.rank, self.size = comm.rank, comm.size
 
     def on(self, device: Device) -> Communicator:
@@ -29,7 +30,7 @@ class Communicator:
 
     def node(self) -> Communicator:
         """The ranks that share this rank's node."""
-        return Communicator(self.comm.Split_type(MPI.COMM_TYPE_SHARED), self.device)
+        return Communicator(MPI.Intracomm(self.comm.Split_type(MPI.COMM_TYPE_SHARED)), self.device)
 
     def sum(self, array: Array) -> None:
         """Replace the array by its elementwise sum over the ranks."""

@@ -9,7 +9,10 @@ AXES = ("data", "pipe", "tensor")
 
 
 class ProcessGrid:
-    """Ranks in a Cartesian grid. `data`, `pipe` and `tensor` hold the ranks that differ from this one along that axis only."""
+    """Ranks in a Cartesian grid.
+
+    `data`, `pipe` and `tensor` hold the ranks that differ from this one along that axis only.
+    """
 
     def __init__(self, world: Communicator, pipe: int = 1, tensor: int = 1) -> None:
         """The ranks that pipe x tensor leave over are data. Raises InputError when they do not divide."""

@@ -23,6 +23,8 @@ logger = logging.getLogger("mpi_parallel")
 
 USAGE = 2  # exit status for what the user gave
 INTERRUPTED = 130  # the shell's status for a program ended by SIGINT
+# Where launchers say how many processes they started, the one nearest to the process first.
+LAUNCHED_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 PATIENCE = 0.5  # seconds that a failing rank waits to see whether all the others fail too
 
 
@@ -47,17 +49,16 @@ def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
 def check_launcher(size: int) -> None:
     """Refuse to be one of several processes that the launcher started but MPI did not join.
 
-    srun with the wrong --mpi gives as many jobs of one rank as there are tasks, each training the whole and all writing to
+    srun with the wrong --mpi gives as many jobs of one rank as there are tasks, each training the whole and all
+    writing to
     the same folder. Raises InputError.
     """
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-        started = int(os.environ.get(name) or 0)
-        if started:
-            break
-    if started > 1 and size == 1:
+    set_by_launcher = [name for name in LAUNCHED_SIZE if os.environ.get(name)]
+    if set_by_launcher and size == 1 and (started := int(os.environ[set_by_launcher[0]])) > 1:
         raise InputError(
-            f"the launcher started {started} processes ({name}={started}), but this MPI ({MPI.get_vendor()[0]}) knows of 1: "
-            "the launcher and the MPI do not match (srun --mpi=pmix for Open MPI, srun --mpi=pmi2 for MPICH, or that MPI's own mpirun)"
+            f"the launcher started {started} processes ({set_by_launcher[0]}), but this MPI ({MPI.get_vendor()[0]}) "
+            "knows of 1: they do not match. Take srun --mpi=pmix for Open MPI, srun --mpi=pmi2 for MPICH, "
+            "or the mpirun of this MPI"
         )
 
 
@@ -69,8 +70,7 @@ def _leave(farewell: MPI.Intracomm, message: str, status: int) -> int:
     logger.error("rank %d on %s: %s", farewell.rank, MPI.Get_processor_name(), message)
     logging.shutdown()
     sys.stderr.flush()
-    MPI.COMM_WORLD.Abort(status)
-    return status
+    return MPI.COMM_WORLD.Abort(status)
 
 
 def _tell_once(farewell: MPI.Intracomm, message: str) -> None:

@@ -68,7 +68,8 @@ def dropout_mask(ws: Workspace, keys_B: Array, width: int, layer: int, rate: flo
 def softmax_cross_entropy(ws: Workspace, z_BK: Array, t_B: Array, classes_K: Array, tail: Array) -> Array:
     """Add the batch's summed loss and its number correct to tail[0:2], return dz (B, K).
 
-    L = sum over rows of log(sum_k exp z_k) - z_t with integer targets t; dz = softmax(z) - onehot(t). The row maximum is
+    L = sum over rows of log(sum_k exp z_k) - z_t with integer targets t; dz = softmax(z) - onehot(t). The row maximum
+    is
     taken off first, so that exp cannot overflow. A row counts as correct when its first largest logit is its target's.
     """
     xp, (B, K) = ws.xp, z_BK.shape

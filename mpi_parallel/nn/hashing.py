@@ -1,6 +1,7 @@
 """Counter-based random bits: pure functions of what they are for, so no rank needs another rank's generator.
 
-The mixing function is Chris Wellons' `lowbias32` (nullprogram.com/blog/2018/07/31), a bijection of 32-bit words found by
+The mixing function is Chris Wellons' `lowbias32` (nullprogram.com/blog/2018/07/31), a bijection of 32-bit words found
+by
 search for low avalanche bias. Works on NumPy and CuPy arrays of uint32, whose products wrap.
 """
 
@@ -15,7 +16,8 @@ def mix(x: Array) -> Array:
     """Scramble every uint32 of an array."""
     x = (x ^ (x >> 16)) * x.dtype.type(0x7FEB352D)
     x = (x ^ (x >> 15)) * x.dtype.type(0x846CA68B)
-    return x ^ (x >> 16)
+    mixed: Array = x ^ (x >> 16)
+    return mixed
 
 
 def combine(a: Array, b: Array) -> Array:

@@ -1,6 +1,7 @@
 """Layers: `y, backward = layer.forward(x, keys)`, then `dx = backward(dy)`, which also adds to the gradients.
 
-The closure is the only home of what backward needs of forward. `keys` (B,) uint32 names the rows; only dropout looks at it.
+The closure is the only home of what backward needs of forward. `keys` (B,) uint32 names the rows; only dropout looks
+at it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Ready = Callable[[Sequence[Parameter]], None]
 class Layer(Protocol):
     """What a network is made of."""
 
-    parameters: Sequence[Parameter]
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        """Those whose gradients its backward completes."""
 
     def forward(self, x: Array, keys: Array | None = None) -> tuple[Array, Backward]:
         """The output, and the function from its gradient to the input's."""
@@ -44,7 +47,7 @@ class Linear:
 class ReLU:
     """y = max(x, 0)."""
 
-    parameters = ()
+    parameters: tuple[Parameter, ...] = ()
 
     def __init__(self, ws: Workspace) -> None:
         self.ws = ws
@@ -57,7 +60,7 @@ class ReLU:
 class Dropout:
     """y = x times a random mask that depends on the row, the layer and the unit alone."""
 
-    parameters = ()
+    parameters: tuple[Parameter, ...] = ()
 
     def __init__(self, ws: Workspace, rate: float, number: int) -> None:
         self.ws, self.rate, self.number = ws, rate, number

@@ -50,17 +50,17 @@ class MLP:
 
 
 def glorot_uniform(fan_in: int, fan_out: int, seed: int, number: int) -> NDArray[np.float32]:
-    """Weights (fan_in, fan_out) uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010), from seed and layer."""
+    """(fan_in, fan_out) uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010), by seed and layer."""
     limit = np.sqrt(6.0 / (fan_in + fan_out))
     random = np.random.Generator(np.random.PCG64([seed, number])).random((fan_in, fan_out), dtype=np.float32)
-    return ((2 * random - 1) * limit).astype(np.float32)
+    return np.asarray((2 * random - 1) * limit, np.float32)
 
 
 def weights_sha256(weights: Sequence[NDArray[np.float32]]) -> str:
     """Digest of the weights in the order of `MLP.weights`, as little-endian float32."""
     digest = hashlib.sha256()
     for array in weights:
-        digest.update(np.ascontiguousarray(array, "<f4"))
+        digest.update(array.astype("<f4").tobytes())
     return digest.hexdigest()
 
 

@@ -103,7 +103,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): w *= 1 - alpha weight_decay, beside Adam's step."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): also w *= 1 - alpha weight_decay."""
 
     def decay(self, w: Array, g: Array, scratch: Array, alpha: float) -> None:
         if self.weight_decay:

@@ -17,7 +17,7 @@ TAIL = 4
 
 @dataclass(frozen=True)
 class Parameter:
-    """A trainable array: views of its value and of its gradient (same shape, float32), and where the store keeps them."""
+    """A trainable array: views of its value and its gradient (float32, one shape), and where the store keeps them."""
 
     name: str
     value: Array
@@ -26,7 +26,7 @@ class Parameter:
 
 
 class ParameterStore:
-    """One flat float32 array of weights and one of gradients with its tail, in the order in which backward completes them."""
+    """A flat float32 array of weights, and one of gradients and tail, in the order in which backward completes them."""
 
     def __init__(self, device: Device, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         """`shapes` names every parameter, those whose gradient is ready first in front."""

@@ -11,8 +11,8 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_parallel
-from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
 from mpi_parallel.config import TrainConfig
+from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
 from mpi_parallel.device import Device
 from mpi_parallel.device.host import fair_threads, set_threads, usable_cores
 from mpi_parallel.mpi.communicator import Communicator
@@ -41,10 +41,10 @@ def library() -> str:
     return f"{name} {'.'.join(map(str, version))}"
 
 
-def settle_threads(asked: int | None, world: Communicator) -> int:
-    """Give BLAS and OpenMP the threads that were asked for, or this rank's fair share of the cores; how many."""
+def settle_threads(asked: int | None, node: Communicator) -> int:
+    """Give BLAS and OpenMP the threads that were asked for, or this rank's fair share of the node's cores; how many."""
     mine = usable_cores()
-    on_node = world.node().gather_text(",".join(map(str, mine)))
+    on_node = node.gather_text(",".join(map(str, mine)))
     count = asked or fair_threads(mine, [frozenset(map(int, cores.split(","))) for cores in on_node])
     set_threads(count)
     return count
@@ -84,6 +84,7 @@ def announce(
         f"device      {device.describe()}",
         f"data        {data.path}: {', '.join(f'{len(split):,} {name}' for name, split in held.items())}; "
         f"{data.dtype} {' x '.join(map(str, data.shape))}",
-        f"network     {' - '.join(map(str, model.widths))}, {model.store.size:,} parameters, merged by {facts['merge']}",
+        f"network     {' - '.join(map(str, model.widths))}: {model.store.size:,} parameters",
+        f"merged by   {facts['merge']}",
     ):
         logger.info(line)

@@ -120,7 +120,8 @@ def _end_epoch(run: Run, patience: Patience) -> str:
     run.folder.event(
         "epoch", epoch=run.epochs, step=run.step, samples=run.samples, seconds=seconds,
         samples_per_second=trained.count / seconds, train_loss=trained.loss, train_accuracy=trained.accuracy,
-        validation_loss=held_out.loss if held_out else None, validation_accuracy=held_out.accuracy if held_out else None,
+        validation_loss=held_out.loss if held_out else None, validation_accuracy=held_out.accuracy if held_out else
+        None,
         lr=rate, seconds_by_phase=phases, slowest_rank=slowest,
     )  # fmt: skip
     logger.info(_epoch_line(run, trained, held_out, seconds))
@@ -148,8 +149,8 @@ def _epoch_line(run: Run, trained: Score, held_out: Score | None, seconds: float
     validation = f"  validation {held_out.loss:.4f} {held_out.accuracy:.4f}" if held_out else ""
     planned = -(-run.total_steps // run.steps_per_epoch)
     return (
-        f"epoch {run.epochs:>{len(str(planned))}}/{planned}  loss {trained.loss:.4f}  accuracy {trained.accuracy:.4f}{validation}"
-        f"  {trained.count / seconds:,.0f} samples/s  {_duration(left)} left"
+        f"epoch {run.epochs:>{len(str(planned))}}/{planned}  loss {trained.loss:.4f}  accuracy {trained.accuracy:.4f}"
+        f"{validation}  {trained.count / seconds:,.0f} samples/s  {_duration(left)} left"
     )
 
 
@@ -159,7 +160,8 @@ def _end(run: Run, reason: str) -> int:
     seconds, digest = process_seconds(), weights_sha256(run.engine.model.weights())
     run.folder.event(
         "end", step=run.step, epochs=run.epochs, reason=reason, seconds=seconds,
-        test_loss=tested.loss if tested else None, test_accuracy=tested.accuracy if tested else None, weights_sha256=digest,
+        test_loss=tested.loss if tested else None, test_accuracy=tested.accuracy if tested else None,
+        weights_sha256=digest,
     )  # fmt: skip
     result = f"  test loss {tested.loss:.4f}  test accuracy {tested.accuracy:.4f}" if tested else ""
     logger.info(f"{reason} after {run.step} steps, {_duration(seconds)}{result}")

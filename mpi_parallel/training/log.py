@@ -85,7 +85,10 @@ class _Console(logging.Handler):
 
 
 def _handlers(path: Path, rank: int, console: logging.Handler) -> list[logging.Handler]:
-    """Rank 0: the terminal and log.txt. Others: errors on stderr, warnings in a file that is made when there are some."""
+    """Rank 0: the terminal and log.txt.
+
+    Others: errors on stderr, warnings in a file that is made when there are some.
+    """
     if rank:
         console.setLevel(logging.ERROR)
     file = logging.FileHandler(path / (f"rank-{rank}.log" if rank else "log.txt"), delay=rank > 0)

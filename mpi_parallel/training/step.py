@@ -47,7 +47,10 @@ def train_step(
     clip_norm: float = 0.0,
     stop: bool = False,
 ) -> Totals:
-    """One synchronised step: every rank ends with the same weights. `stop` tells all ranks that this one was asked to."""
+    """One synchronised step: every rank ends with the same weights.
+
+    `stop` tells all ranks that this one was asked to.
+    """
     store, clock = engine.store, engine.clock
     store.zero_grad()
     if stop:
