@@ -19,10 +19,12 @@ from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.fit import Run, fit
 from mpi_parallel.training.log import RunFolder
 
+SENTENCE = "Train an image classifier on all ranks: mpirun -n 4 python -m mpi_parallel.train --data FILE.h5"
+
 
 def main(world: Communicator, arguments: list[str]) -> int:
     """Build the run from its options, then fit; the exit status."""
-    config = parse(TrainConfig, arguments, "mpi_parallel.train", __doc__, speaks=world.rank == 0)
+    config = parse(TrainConfig, arguments, "mpi_parallel.train", SENTENCE, speaks=world.rank == 0)
     batch, rule = config.batch, config.optimizer
     node = world.node()
     threads = settle_threads(config.device.threads, node)

@@ -46,7 +46,7 @@ class Split:
                 images, labels = file[self.images][where], file[self.labels][where]
             else:
                 images, labels = self._pick(file, self.rows[part.start : part.stop])
-        images = images.reshape(len(part), -1)
+        images = images.reshape(len(part), prod(images.shape[1:]))  # -1 would not do for no rows
         self._check(images, labels, part)
         return images, labels.astype(np.int32)
 

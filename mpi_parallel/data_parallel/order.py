@@ -66,7 +66,7 @@ def local_order(shards: range, total: int, of: int, seed: int, epoch: int) -> In
 def row_keys(positions: Integers, seed: int, epoch: int) -> Keys:
     """A uint32 for each position of the epoch that names it to whatever is random about a sample, such as dropout."""
     words: Any = positions.astype(np.uint32)
-    keys: Keys = combine(np.asarray(combine_int(ROW_KEYS, seed, epoch), np.uint32), words)
+    keys: Keys = combine(np.array([combine_int(ROW_KEYS, seed, epoch)], np.uint32), words)
     return keys
 
 

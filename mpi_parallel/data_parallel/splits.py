@@ -22,7 +22,7 @@ def stratified(labels: NDArray[np.integer], shares: Sequence[float], seed: int) 
     """
     assert abs(sum(shares) - 1) < 1e-9
     rows = np.arange(len(labels), dtype=np.int64)
-    by_class = np.lexsort((combine(np.asarray(combine_int(SPLIT, seed), np.uint32), rows.astype(np.uint32)), labels))
+    by_class = np.lexsort((combine(np.array([combine_int(SPLIT, seed)], np.uint32), rows.astype(np.uint32)), labels))
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     # Merged by their quantile within their class, the classes are spread evenly over the order, wherever it is cut.
     quantile = (rows - np.repeat(starts, counts) + 0.5) / np.repeat(counts, counts)

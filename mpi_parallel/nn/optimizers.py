@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from mpi_parallel.device import Array
 from mpi_parallel.nn.store import ParameterStore
 
-BLOCK = 16384  # elements updated at a time on the host: the few arrays of a block fit the L2 cache
+# Elements updated at a time on the host: the arrays of a block fit the L2 cache, and calls are few. Measured for Adam on
+# 109,386 weights: blocks of 16384 199 us, 32768 176 us, all at once 154 us.
+BLOCK = 131072
 
 
 class Optimizer(ABC):
