@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-VERBS = ("train",)
+VERBS = ("train", "benchmark")
 
 
 def main() -> None:
