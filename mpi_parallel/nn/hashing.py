@@ -21,7 +21,7 @@ def mix(x: Array) -> Array:
 
 
 def combine(a: Array, b: Array) -> Array:
-    """Random bits for each pair (a, b) of uint32 arrays that broadcast; at least 1-D, as NumPy warns of wrapping scalars."""
+    """Random bits for each pair (a, b) of uint32 arrays that broadcast (1-D at least: NumPy warns of scalars)."""
     return mix(mix(a) + b)
 
 
