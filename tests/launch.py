@@ -1,0 +1,96 @@
+"""Start programs as a user does, with a deadline, and leave nothing of them behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+MARK = "MPI_PARALLEL_TEST_RUN"  # an environment variable by which a run finds all that it has started
+
+
+def mpirun_of(mpi: str = "") -> str:
+    """The mpirun of `make env` for this MPI, or for the first one; or else the one on PATH."""
+    beside = Path(sys.executable).parent / ("mpirun" + (f"-{mpi}" if mpi else ""))
+    return str(beside) if beside.exists() else shutil.which(beside.name) or shutil.which("mpirun") or "mpirun"
+
+
+def launch(
+    ranks: int | None,
+    *arguments: str | Path,
+    deadline: float = 60,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `mpirun -n RANKS python ARGUMENTS...`, or python alone for None, and return its status, stdout and stderr.
+
+    It runs on the MPI of this process, with `env` added to the environment. Past the deadline every Python process
+    shows where it stands, all are ended, and the test fails with what they had printed. For serial tests only.
+    """
+    from mpi4py import MPI
+
+    assert MPI.COMM_WORLD.size == 1, "a program under mpirun cannot start another mpirun"
+    command = [sys.executable, *map(str, arguments)]
+    if ranks is not None:
+        mpi = "mpich" if "MPICH" in MPI.Get_library_version() else "openmpi"
+        command = [mpirun_of(mpi), "-n", str(ranks), *command]
+    mark = uuid.uuid4().hex
+    # os.environ is that of the start of this process, without what MPI has put into its own since.
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **(env or {}), MARK: os.environ.get(MARK, "") + mark}
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=environment,
+        cwd=cwd,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=deadline)
+        except subprocess.TimeoutExpired:
+            send(mark, signal.SIGABRT, "python")  # on which faulthandler shows the stacks
+            remaining(mark)
+            send(mark, signal.SIGKILL)
+            out, err = process.communicate()
+            raise AssertionError(f"{' '.join(command)} did not end within {deadline:g} s\n{out}\n{err}") from None
+    left = remaining(mark)
+    send(mark, signal.SIGKILL)
+    assert not left, f"{' '.join(command)} left processes behind: {left}\n{out}\n{err}"
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def processes(mark: str) -> dict[int, str]:
+    """The command lines, by pid, of the other processes whose environment bears this mark."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(folder.name) != os.getpid() and mark.encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # gone, or another user's
+            continue
+    return found
+
+
+def remaining(mark: str, patience: float = 3) -> list[str]:
+    """The command lines of the processes that are still there after a while."""
+    deadline = time.monotonic() + patience
+    while processes(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return list(processes(mark).values())
+
+
+def send(mark: str, number: signal.Signals, program: str = "") -> None:
+    """Send a signal to all processes with this mark that run this program."""
+    for pid, command in processes(mark).items():
+        if program in command.partition(" ")[0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
