@@ -1,0 +1,122 @@
+"""Run the tests on each MPI with each number of ranks, and say in the last line how they went.
+
+    python -m tests.run [--mpi openmpi,mpich] [--ranks 1,2,3,4] [pytest's arguments]
+
+The serial tests belong to 1 rank, which is pytest without mpirun. A run that outlasts its deadline is ended, and all
+ranks show where they stood; processes left behind are a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections import Counter
+from pathlib import Path
+
+from tests.launch import MARK, mpirun_of, remaining, send
+
+DEADLINE = 900  # seconds for one MPI with one number of ranks
+NO_TESTS = 5  # pytest's exit status
+SEGMENTS = "sm_segment.", "vader_segment.", "mpich_shm_"  # how the MPIs name their shared memory
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the tests on each MPI with each number of ranks.")
+    parser.add_argument("--mpi", default="", help="openmpi, mpich or both with a comma; the first one of `make env`")
+    parser.add_argument("--ranks", default="1,2,3,4", help="numbers of ranks, with commas")
+    options, arguments = parser.parse_known_args()
+
+    total: Counter[str] = Counter()
+    for mpi in options.mpi.split(","):
+        for ranks in options.ranks.split(","):
+            total += run(mpi, int(ranks), arguments)
+    if not total["passed"]:
+        print("no test has passed")
+        total["failed"] += 1
+    print(f"\n{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
+    return 1 if total["failed"] else 0
+
+
+def run(mpi: str, ranks: int, arguments: list[str]) -> Counter[str]:
+    """One pytest under one mpirun: how many tests passed, failed and were skipped."""
+    mpirun = mpirun_of(mpi)
+    environment = {**os.environ, MARK: uuid.uuid4().hex}
+    pytest = [sys.executable, "-m", "pytest", f"--color={'yes' if sys.stdout.isatty() else 'no'}", *arguments]
+    if ranks == 1:
+        # python alone takes the MPI of this mpirun where it is told its library
+        library = subprocess.run([mpirun, "-n", "1", "printenv", "MPI4PY_LIBMPI"], capture_output=True, text=True)
+        environment["MPI4PY_LIBMPI"] = library.stdout.strip()
+        command = pytest
+    else:
+        command = [mpirun, "-n", str(ranks), *pytest]
+    print(f"\n--- {mpi or 'MPI'}, {ranks} rank{'s' if ranks > 1 else ''}: {' '.join(command)}", flush=True)
+
+    before = segments()
+    last = ""
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    watchdog = threading.Timer(DEADLINE, stop, [environment[MARK]])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line if re.search(r" in [\d.]+s", line) else last
+        status = process.wait()
+        left = remaining(environment[MARK])
+    finally:
+        watchdog.cancel()
+        send(environment[MARK], signal.SIGKILL)
+        for name in segments() - before:
+            (Path("/dev/shm") / name).unlink(missing_ok=True)
+
+    counts = Counter(
+        {word: int(n) for n, word in re.findall(r"(\d+)(?:\x1b\[\S*?m)* (passed|failed|skipped|error)", last)}
+    )
+    counts["failed"] += counts.pop("error", 0)
+    if left:
+        print(f"left processes behind: {left}")
+    selected = status == NO_TESTS and arguments  # -k and the like may well choose none for some number of ranks
+    if left or (status and not selected and not counts["failed"]):
+        print(f"{' '.join(command)}: exit status {status}")
+        counts["failed"] += 1
+    return counts
+
+
+def stop(mark: str) -> None:
+    print(f"\nnot ended within {DEADLINE} s: ending it", flush=True)
+    send(mark, signal.SIGTERM, "python")  # on which each rank shows where it stands
+    remaining(mark)
+    send(mark, signal.SIGKILL)
+
+
+def segments() -> set[str]:
+    """The MPIs' shared memory that belongs to this user and that no process has mapped."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return set()
+    names = {
+        path.name for path in folder.iterdir() if path.name.startswith(SEGMENTS) and path.stat().st_uid == os.getuid()
+    }
+    return {name for name in names if name not in mapped()}
+
+
+def mapped() -> str:
+    text = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            text += maps.read_text()
+        except OSError:
+            continue
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
