@@ -34,9 +34,11 @@ class Scaler:
 def moments(rows: NDArray[Any]) -> tuple[Values, Values]:
     """Mean and sum of squared deviations (features,) of rows (n, features), in float64."""
     values = rows.astype(np.float64)
+    origin = values[0].copy()  # taken off first, so that a constant feature deviates by nothing rather than by rounding
+    values -= origin
     mean: Values = values.mean(axis=0)
     values -= mean
-    return mean, np.einsum("nf,nf->f", values, values)
+    return origin + mean, np.einsum("nf,nf->f", values, values)
 
 
 def standardise(shards: dict[int, NDArray[Any]], lengths: list[int], features: int, comm: Communicator) -> Scaler:
