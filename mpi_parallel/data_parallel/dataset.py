@@ -23,23 +23,28 @@ from mpi_parallel.options import InputError
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.7, 0.1, 0.2)  # where the file has no splits
+MOST_CLASSES = 2**20  # where the file does not name its classes: a stray label must not make a network of gigabytes
 
 
 @dataclass(frozen=True)
 class Split:
-    """Some rows of a pair of datasets in a file; `rows` (n,) int64 ascending lists them, None stands for all."""
+    """Some rows of a pair of datasets in a file; `rows` (n,) int64 ascending lists them, None stands for all.
+
+    Labels are 0 to `classes` - 1.
+    """
 
     path: str
     images: str
     labels: str
     length: int
     rows: NDArray[np.int64] | None = None
+    classes: int = MOST_CLASSES
 
     def __len__(self) -> int:
         return self.length
 
     def read(self, part: range) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        """The part's images (n, features), in the file's dtype, and labels (n,). Raises InputError on bad values."""
+        """The part's images (n, features), in the file's type, and labels (n,). Raises InputError on bad values."""
         with open_file(self.path) as file:
             if self.rows is None:
                 where = slice(part.start, part.stop)
@@ -48,7 +53,7 @@ class Split:
                 images, labels = self._pick(file, self.rows[part.start : part.stop])
         images = images.reshape(len(part), prod(images.shape[1:]))  # -1 would not do for no rows
         self._check(images, labels, part)
-        return images, labels.astype(np.int32)
+        return _native(images), labels.astype(np.int32)
 
     def row(self, place: int) -> int:
         """The row of the file's dataset at this place of the split."""
@@ -69,9 +74,12 @@ class Split:
                     f"{self.path}: {self.images} row {self.row(part.start + int(bad[0]))} has a pixel that is not "
                     f"finite ({bad.size} such rows among the {len(part)} read here); clean the file first"
                 )
-        if labels.size and int(labels.min()) < 0:
-            place = part.start + int(labels.argmin())
-            raise InputError(f"{self.path}: {self.labels} row {self.row(place)} is {labels.min()}, labels start at 0")
+        for place in (labels.argmin(), labels.argmax()) if labels.size else ():
+            if not 0 <= labels[place] < self.classes:
+                row = self.row(part.start + int(place))
+                raise InputError(
+                    f"{self.path}: {self.labels} row {row} is {labels[place]}; labels are 0 to {self.classes - 1}"
+                )
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,12 @@ def open_image_set(options: DataOptions, seed: int, comm: Communicator) -> Image
         pairs = _pairs(file, options)
         splits = {name: _split(file, options.data, images, labels) for name, (images, labels) in pairs.items()}
         first = file[next(iter(splits.values())).images]
-        shape, dtype = first.shape[1:], first.dtype
+        shape, dtype = first.shape[1:], first.dtype.newbyteorder("=")
         for split in splits.values():
             _same_kind(file[split.images], shape, options.data, first.name)
         attributes = _attributes(file, prod(shape))
+        if (names := attributes[0]) is not None:
+            splits = {name: replace(split, classes=len(names)) for name, split in splits.items()}
     if "all" in splits:
         splits = _share_out(splits["all"], dict(zip(SPLITS, SHARES, strict=True)), seed, comm)
     elif options.validation and "validation" not in splits:
@@ -181,13 +191,27 @@ def _attributes(file: h5py.File, features: int) -> tuple[tuple[str, ...] | None,
     classes = None if names is None else tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(names))
     if "mean" not in file.attrs or "std" not in file.attrs:
         return classes, None, None
-    both = [np.asarray(file.attrs[name], np.float64).reshape(-1) for name in ("mean", "std")]
+    both = [_numbers(file.attrs[name]) for name in ("mean", "std")]
     for name, values in zip(("mean", "std"), both, strict=True):
         if values.size not in (1, features) or not np.isfinite(values).all() or (name == "std" and (values < 0).any()):
             raise InputError(
-                f"{file.filename}: attribute {name} holds {values.size} numbers; expected 1 or {features}, finite"
+                f"{file.filename}: attribute {name} holds {values.size} numbers; expected 1 or {features}, all finite"
+                f"{' and not negative' * (name == 'std')}"
             )
     return classes, both[0], both[1]
+
+
+def _numbers(value: Any) -> NDArray[np.float64]:
+    """An attribute as a flat array; nothing where it holds no numbers."""
+    try:
+        return np.asarray(value, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        return np.zeros(0)
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in the byte order of this machine, which MPI and GPUs want."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _share_out(pile: Split, shares: dict[str, float], seed: int, comm: Communicator) -> dict[str, Split]:
@@ -195,6 +219,6 @@ def _share_out(pile: Split, shares: dict[str, float], seed: int, comm: Communica
     labels = None
     if comm.rank == 0:
         with open_file(pile.path) as file:
-            labels = file[pile.labels][:]
+            labels = _native(file[pile.labels][:])
     parts = stratified(comm.broadcast(labels), list(shares.values()), seed)
     return {name: replace(pile, rows=rows, length=len(rows)) for name, rows in zip(shares, parts, strict=True)}

@@ -99,16 +99,11 @@ def evaluation_rows(split: Split | None, scaler: Scaler, comm: Communicator, dev
 
 
 def class_count(data: ImageSet, training: TrainingRows, others: list[Rows | None], comm: Communicator) -> int:
-    """How many classes: as many as the file names, else one more than the largest label. Raises InputError beyond."""
+    """How many classes: as many as the file names, else one more than the largest label."""
+    if data.classes is not None:
+        return len(data.classes)
     held = [int(rows.labels.max()) for rows in others if rows is not None and len(rows)]
-    largest = max(training.largest_label, comm.maximum(max(held, default=-1)))
-    if data.classes is None:
-        return largest + 1
-    if largest >= len(data.classes):
-        raise InputError(
-            f"{data.path}: a label is {largest}, but the attribute classes names {len(data.classes)} classes"
-        )
-    return len(data.classes)
+    return 1 + max(training.largest_label, comm.maximum(max(held, default=-1)))
 
 
 def _join(parts: list[NDArray[Any]], empty: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
