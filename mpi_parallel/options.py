@@ -28,10 +28,21 @@ class InputError(ValueError):
 
 
 def option(
-    default: Any, sentence: str, *, check: Check | None = None, choices: Sequence[str] = (), name: str = ""
+    default: Any,
+    sentence: str,
+    *,
+    check: Check | None = None,
+    choices: Sequence[str] = (),
+    name: str = "",
+    positional: bool = False,
 ) -> Any:
-    """A dataclass field that is also a flag; `default=...` makes it required, `name` is its placeholder in --help."""
-    metadata = {"sentence": sentence, "check": check, "choices": tuple(choices), "name": name}
+    """A dataclass field that is also a flag; `default=...` makes it required, `name` is its placeholder in --help.
+
+    A `positional` one is given by its place, without a flag.
+    """
+    metadata = {
+        "sentence": sentence, "check": check, "choices": tuple(choices), "name": name, "positional": positional,
+    }  # fmt: skip
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -58,7 +69,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str, sentence: str, speak
     Raises InputError for an unknown or missing option and for a bad value.
     """
     parser = _parser(kind, command, sentence, sys.stdout if speaks else io.StringIO())
-    flags = vars(parser.parse_args(list(argv)))
+    flags = vars(parser.parse_intermixed_args(list(argv)))  # intermixed: words without a flag may stand anywhere
     file = flags.pop("config", None)
     given = _read_toml(kind, Path(file)) if file else {}
     built: T = _build(kind, {**given, **flags})
@@ -116,7 +127,11 @@ def _parser(kind: type[Any], command: str, sentence: str, out: TextIO) -> _Parse
     for name, group, hints in _groups(kind):
         section = parser.add_argument_group(name, group.__doc__)
         for field in dataclasses.fields(group):
-            section.add_argument(flag(field.name), **_argument(field, hints[field.name]))
+            words = _argument(field, hints[field.name])
+            if field.metadata["positional"]:
+                section.add_argument(words.pop("dest"), **words | {"nargs": words.get("nargs", "?")})
+            else:
+                section.add_argument(flag(field.name), **words)
     return parser
 
 
@@ -203,7 +218,7 @@ def _build_group(group: type[Any], given: Mapping[str, Any]) -> Any:
         if field.name in given:
             values[field.name] = _checked(field, given[field.name])
         elif field.default is dataclasses.MISSING:
-            raise InputError(f"{flag(field.name)} is missing: {field.metadata['sentence']}")
+            raise InputError(f"{_word(field)} is missing: {field.metadata['sentence']}")
     return group(**values)
 
 
@@ -211,12 +226,17 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     value = tuple(value) if isinstance(value, list) else value
     choices, check = field.metadata["choices"], field.metadata["check"]
     if choices and value not in choices:
-        raise InputError(f"{flag(field.name)} {value}: choose from {', '.join(choices)}")
+        raise InputError(f"{_word(field)} {value}: choose from {', '.join(choices)}")
     for item in value if isinstance(value, tuple) else (value,):
         complaint = check(item) if check else None
         if complaint:
-            raise InputError(f"{flag(field.name)} {item}: {complaint}")
+            raise InputError(f"{_word(field)} {item}: {complaint}")
     return value
+
+
+def _word(field: dataclasses.Field[Any]) -> str:
+    """What the user calls a field."""
+    return str(field.metadata["name"]) if field.metadata["positional"] else flag(field.name)
 
 
 def write_toml(config: Any, path: str | os.PathLike[str]) -> None:
