@@ -31,6 +31,9 @@ class Device(Protocol):
     def refill(self, array: Array, values: NDArray[Any]) -> None:
         """Copy values that `to_host` gave back into the array; nothing to do where they are the same."""
 
+    def empty_bytes(self, count: int) -> Array:
+        """(count,) uint8 with arbitrary contents, from an address that is a multiple of host.ALIGNMENT."""
+
     def synchronize(self) -> None:
         """Wait for the work that was started."""
 

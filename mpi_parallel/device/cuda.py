@@ -39,6 +39,10 @@ class Cuda:
     def refill(self, array: Array, values: NDArray[Any]) -> None:
         array[...] = self.xp.asarray(values)
 
+    def empty_bytes(self, count: int) -> Array:
+        block: Array = self.xp.empty(count, "uint8")  # CuPy's pool gives multiples of 512 bytes
+        return block
+
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
 

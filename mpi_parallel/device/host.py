@@ -11,6 +11,8 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
 
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
 
 class Host:
     """Arrays in the memory of the node, computed by NumPy and its BLAS."""
@@ -28,6 +30,11 @@ class Host:
 
     def refill(self, array: NDArray[Any], values: NDArray[Any]) -> None:
         assert array is values
+
+    def empty_bytes(self, count: int) -> NDArray[Any]:
+        block = np.empty(count + ALIGNMENT, np.uint8)  # NumPy itself promises 16 bytes
+        start = -block.ctypes.data % ALIGNMENT
+        return block[start : start + count]
 
     def synchronize(self) -> None:
         pass

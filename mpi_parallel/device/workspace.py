@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device import Array, Device
-
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+from mpi_parallel.device.host import ALIGNMENT
 
 
 class Workspace:
@@ -23,7 +22,7 @@ class Workspace:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.xp = device.xp
-        self._arena: Array = self.xp.empty(0, np.uint8)
+        self._arena: Array = device.empty_bytes(0)
         self._views: dict[tuple[int, tuple[int, ...], Any], tuple[Array, int]] = {}
         self._used = 0
 
@@ -40,7 +39,7 @@ class Workspace:
         """Start again: every array handed out since the last reset is dead."""
         if self._used > self._arena.nbytes:
             self._views.clear()
-            self._arena = self.xp.empty(self._used, np.uint8)
+            self._arena = self.device.empty_bytes(self._used)
         self._used = 0
 
     @property

@@ -1,0 +1,207 @@
+"""A device as strict as a GPU, made of the host's memory: what runs on it should run on CuPy, too.
+
+Its arrays are no NumPy arrays. Like CuPy's they refuse to be mixed with NumPy arrays or to be taken for one; scalars
+may be mixed in, and single elements are 0-d arrays. `Strict().xp` has the functions in use, with the arguments that
+CuPy's have (14.2): a new one is looked up there first, then added here. Only to_device, to_host and refill cross over,
+and `crossings` counts them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+UFUNC = ("out", "dtype", "casting")
+FUNCTIONS = {
+    "arange": ("dtype",),
+    "argmax": ("axis", "dtype", "out", "keepdims"),
+    "divide": UFUNC,
+    "dot": ("out",),
+    "empty": ("dtype",),
+    "equal": UFUNC,
+    "exp": UFUNC,
+    "greater": UFUNC,
+    "greater_equal": UFUNC,
+    "log": UFUNC,
+    "matmul": ("out",),
+    "max": ("axis", "out", "keepdims"),
+    "maximum": UFUNC,
+    "multiply": UFUNC,
+    "sqrt": UFUNC,
+    "subtract": UFUNC,
+    "sum": ("axis", "dtype", "out", "keepdims"),
+    "take": ("axis", "out"),  # no mode
+    "zeros": ("dtype",),
+    "zeros_like": ("dtype",),
+}
+TYPES = ("bool_", "float32", "float64", "int32", "int64", "uint8", "uint32")
+
+
+class StrictArray:
+    """An array that only the functions and methods here can see into."""
+
+    __slots__ = ("_values",)
+    __hash__ = None  # type: ignore[assignment]
+    __array_ufunc__ = None  # a NumPy array or scalar beside it leaves the operation to the methods below
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def __array__(self, *arguments: Any, **keywords: Any) -> Any:
+        raise TypeError("a device array is no NumPy array: use Device.to_host")
+
+    def __array_function__(self, function: Any, *arguments: Any) -> Any:
+        raise TypeError(f"numpy.{function.__name__} was called with a device array: use Device.xp")
+
+    shape = property(lambda self: self._values.shape)
+    dtype = property(lambda self: self._values.dtype)
+    ndim = property(lambda self: self._values.ndim)
+    size = property(lambda self: self._values.size)
+    nbytes = property(lambda self: self._values.nbytes)
+    T = property(lambda self: StrictArray(self._values.T))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, key: Any) -> StrictArray:
+        key = key if isinstance(key, tuple) else (key,)
+        key = key if any(part is Ellipsis for part in key) else (*key, ...)  # so that single elements are views as well
+        return StrictArray(self._values[inside(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._values[inside(key)] = inside(value)
+
+    def __repr__(self) -> str:
+        return f"StrictArray({self._values!r})"
+
+    # What waits for the device, as in CuPy.
+
+    def __float__(self) -> float:
+        return float(self._values)
+
+    def __int__(self) -> int:
+        return int(self._values)
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+
+def inside(value: Any) -> Any:
+    """The values of device arrays, also in a tuple; scalars as they are; NumPy arrays are refused."""
+    if isinstance(value, tuple):
+        return tuple(map(inside, value))
+    if isinstance(value, np.ndarray):
+        raise TypeError("a NumPy array among device arrays: use Device.to_device")
+    return value._values if isinstance(value, StrictArray) else value
+
+
+def outside(value: Any) -> Any:
+    """Arrays, also 0-d ones, as device arrays."""
+    return StrictArray(np.asarray(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _operator(apply: Callable[[Any, Any], Any], swapped: bool = False) -> Callable[..., Any]:
+    """a + b, b + a or a += b of arrays and scalars."""
+
+    def method(self: StrictArray, other: Any) -> StrictArray:
+        if not isinstance(other, (StrictArray, np.generic, int, float)):
+            raise TypeError(f"{apply.__name__} of a device array and {type(other).__name__}")
+        operands = (inside(other), self._values) if swapped else (self._values, inside(other))
+        result = apply(*operands)
+        return self if result is self._values else StrictArray(np.asarray(result))
+
+    return method
+
+
+def _method(name: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
+    def method(self: StrictArray, *positional: Any, **keywords: Any) -> Any:
+        unknown = keywords.keys() - set(arguments)
+        if unknown:
+            raise TypeError(f"ndarray.{name} of CuPy has no argument {unknown}")
+        keywords = {key: inside(value) for key, value in keywords.items()}
+        return outside(getattr(self._values, name)(*map(inside, positional), **keywords))
+
+    return method
+
+
+for _name in "add sub mul truediv xor and or rshift lshift lt le gt ge eq ne iadd isub imul itruediv".split():
+    setattr(StrictArray, f"__{_name}__", _operator(getattr(operator, f"__{_name}__")))
+for _name in "add sub mul truediv xor and or".split():
+    setattr(StrictArray, f"__r{_name}__", _operator(getattr(operator, f"__{_name}__"), swapped=True))
+for _name, _arguments in {
+    "argmax": ("axis", "dtype", "out", "keepdims"),
+    "astype": ("copy",),
+    "copy": (),
+    "fill": (),
+    "max": ("axis", "out", "keepdims"),
+    "min": ("axis", "out", "keepdims"),
+    "ravel": (),
+    "reshape": (),
+    "sum": ("axis", "dtype", "out", "keepdims"),
+    "view": (),
+}.items():
+    setattr(StrictArray, _name, _method(_name, _arguments))
+
+
+class StrictModule(ModuleType):
+    """The array module: the functions above and the scalar types, and no others."""
+
+    def __init__(self) -> None:
+        super().__init__("strict")
+        for name, arguments in FUNCTIONS.items():
+            setattr(self, name, _function(name, arguments))
+        for name in TYPES:
+            setattr(self, name, getattr(np, name))
+
+
+def _function(name: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
+    apply = getattr(np, name)
+
+    def function(*positional: Any, **keywords: Any) -> Any:
+        unknown = keywords.keys() - set(arguments)
+        if unknown:
+            raise TypeError(f"cupy.{name} has no argument {unknown}")
+        result = apply(*map(inside, positional), **{key: inside(value) for key, value in keywords.items()})
+        return keywords["out"] if keywords.get("out") is not None else outside(result)
+
+    return function
+
+
+class Strict:
+    """A Device of such arrays."""
+
+    kind = "strict"
+
+    def __init__(self) -> None:
+        self.xp: ModuleType = StrictModule()
+        self.crossings: Counter[str] = Counter()
+
+    def to_device(self, array: np.ndarray) -> Any:
+        assert isinstance(array, np.ndarray)
+        self.crossings["to_device"] += 1
+        return StrictArray(array.copy())
+
+    def to_host(self, array: Any) -> np.ndarray:
+        assert isinstance(array, StrictArray)
+        self.crossings["to_host"] += 1
+        return array._values.copy()
+
+    def refill(self, array: Any, values: np.ndarray) -> None:
+        assert isinstance(array, StrictArray)
+        assert isinstance(values, np.ndarray)
+        self.crossings["refill"] += 1
+        array._values[...] = values
+
+    def empty_bytes(self, count: int) -> Any:
+        return StrictArray(np.empty(count, np.uint8))
+
+    def synchronize(self) -> None:
+        pass
+
+    def describe(self) -> str:
+        return "strict"
