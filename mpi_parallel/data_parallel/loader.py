@@ -28,6 +28,8 @@ class Rows:
         self.labels: Array = device.to_device(labels)
         self.mean: Array = device.to_device(scaler.mean.astype(np.float32))
         self.inverse_std: Array = device.to_device((1 / scaler.std).astype(np.float32))
+        # Unless it may clip, NumPy's take checks the whole index first and copies the result; CuPy's takes no mode.
+        self._unchecked = {"mode": "clip"} if device.xp is np else {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,9 +38,8 @@ class Rows:
         """Standardised images (B, features) float32 and labels (B,) int32 of the rows in `index` (B,) int64."""
         raw = ws.empty((len(index), self.images.shape[1]), self.images.dtype)
         x, t = ws.empty(raw.shape), ws.empty((len(index),), np.int32)
-        # mode="clip": the default checks the whole index first and makes a copy of the result.
-        ws.xp.take(self.images, index, axis=0, out=raw, mode="clip")
-        ws.xp.take(self.labels, index, out=t, mode="clip")
+        ws.xp.take(self.images, index, axis=0, out=raw, **self._unchecked)
+        ws.xp.take(self.labels, index, out=t, **self._unchecked)
         ws.xp.subtract(raw, self.mean, out=x)
         x *= self.inverse_std
         return x, t
