@@ -60,7 +60,7 @@ class Communicator:
         assert self.rank != root or array is not None
         head = None if array is None else (array.shape, array.dtype.str)
         shape, dtype = self.comm.bcast(head, root)
-        values = np.ascontiguousarray(array) if array is not None else np.empty(shape, dtype)
+        values = np.asarray(array, order="C") if array is not None else np.empty(shape, dtype)
         self.comm.Bcast(values, root)
         return values
 

@@ -1,0 +1,129 @@
+"""The verbs of a communicator, on any number of ranks."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from mpi_parallel.mpi.communicator import Communicator
+
+
+@pytest.fixture
+def comm():
+    return Communicator(MPI.COMM_WORLD)
+
+
+class Recording:
+    """A device whose arrays are not the host's, and which notes what it is asked for."""
+
+    kind, xp = "cuda", np
+
+    def __init__(self):
+        self.asked = []
+
+    def to_host(self, array):
+        self.asked.append("to_host")
+        return array.copy()
+
+    def refill(self, array, values):
+        self.asked.append("refill")
+        array[...] = values
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u4"])
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (1000,), (3, 4)])
+def test_sum(comm, dtype, shape):
+    array = np.full(shape, comm.rank + 1, dtype)
+    comm.sum(array)
+    assert np.array_equal(array, np.full(shape, sum(range(1, comm.size + 1)), dtype))
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+def test_sum_gives_all_ranks_the_same_bits(comm):
+    for length in (1, 10, 109_386, 300_001):  # MPIs change their algorithm with the length
+        array = np.random.default_rng(comm.rank).normal(size=length).astype(np.float32)
+        terms = comm.gather(array)
+        comm.sum(array)
+        results = comm.gather(array)
+        assert all(np.array_equal(result, results[0]) for result in results)
+        np.testing.assert_allclose(array, terms.sum(axis=0, dtype=np.float64), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_sum_works_in_place(comm):
+    whole = np.ones(10, np.float32)
+    comm.sum(whole[2:5])
+    assert whole.tolist() == [1, 1] + [comm.size] * 3 + [1] * 5
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_sum_stages_what_the_host_cannot_see(comm):
+    device = Recording()
+    array = np.full(5, 2.0)
+    comm.on(device).sum(array)
+    assert array.tolist() == [2 * comm.size] * 5
+    assert device.asked == (["to_host", "refill"] if comm.size > 1 else [])
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+def test_maximum(comm):
+    assert comm.maximum(-comm.rank - 5) == -5
+    assert comm.maximum(2**60 + comm.rank) == 2**60 + comm.size - 1
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["f8", "i8", "i4", "u1"])
+def test_gather(comm, dtype):
+    rows = comm.gather(np.arange(6, dtype=dtype).reshape(2, 3) + comm.rank)
+    assert rows.shape == (comm.size, 2, 3)
+    assert rows.dtype == dtype
+    for rank in range(comm.size):
+        assert np.array_equal(rows[rank], np.arange(6).reshape(2, 3) + rank)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_gather_takes_a_view_that_is_not_contiguous(comm):
+    table = np.arange(12).reshape(3, 4) + 100 * comm.rank
+    assert comm.gather(table[:, 1]).tolist() == [[1 + 100 * r, 5 + 100 * r, 9 + 100 * r] for r in range(comm.size)]
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+def test_gather_text(comm):
+    assert comm.gather_text(f"größe {comm.rank}" * comm.rank) == [f"größe {r}" * r for r in range(comm.size)]
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["u1", "i4", "i8", "u8", "f4", "f8"])
+def test_broadcast_from_any_root(comm, dtype):
+    for root in range(comm.size):
+        for shape in ((5,), (0,), (2, 3), ()):
+            given = np.full(shape, root + 3, dtype)
+            got = comm.broadcast(given if comm.rank == root else None, root)
+            assert got.dtype == dtype
+            assert np.array_equal(got, given)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_broadcast_takes_a_view_that_is_not_contiguous(comm):
+    got = comm.broadcast(np.arange(12).reshape(3, 4)[:, ::2] if comm.rank == 0 else None)
+    assert got.tolist() == [[0, 2], [4, 6], [8, 10]]
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+def test_the_ranks_of_this_machine_are_one_node(comm):
+    node = comm.node()
+    assert (node.rank, node.size) == (comm.rank, comm.size)
+    node.free()
+
+
+@pytest.mark.parallel([2, 3, 4])
+def test_messages_of_two_communicators_do_not_meet(comm):
+    """Ranks may be at different places of the two: what is begun on one is not taken for the other's."""
+    other = Communicator(MPI.COMM_WORLD.Dup())
+    first, second = np.full(3, 1.0), np.full(3, 10.0)
+    request = other.comm.Iallreduce(MPI.IN_PLACE, second)
+    comm.sum(first)
+    request.Wait()
+    assert first.tolist() == [comm.size] * 3
+    assert second.tolist() == [10 * comm.size] * 3
+    other.free()
