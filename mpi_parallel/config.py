@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from mpi_parallel.options import InputError, at_least, between, option, positive
+from mpi_parallel.options import InputError, at_least, between, option, positive, share
 
 # Counts travel in the float32 tail of the merged gradient, and float32 counts exactly up to here.
 LARGEST_BATCH = 2**24
@@ -37,7 +37,7 @@ class ModelOptions:
 class BatchOptions:
     """how much, in which order, for how long"""
 
-    batch_size: int = option(256, "rows of a step over all ranks together", check=between(1, LARGEST_BATCH))
+    batch_size: int = option(256, "rows of a step over all ranks together", check=between(1, LARGEST_BATCH + 1))
     micro_batch: int | None = option(
         None, "rows that a rank computes at once; gradients accumulate over the rest", check=at_least(1), name="ROWS"
     )
@@ -96,7 +96,7 @@ class RunOptions:
     target_accuracy: float | None = option(
         None,
         "stop once an epoch ends with at least this accuracy (validation, or training without one)",
-        check=between(0, 1.0000001),
+        check=share,
     )
     early_stop: int | None = option(
         None,

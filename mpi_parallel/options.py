@@ -58,6 +58,11 @@ def between(low: float, high: float) -> Check:
     return lambda value: None if low <= value < high else f"must be at least {low} and below {high}"
 
 
+def share(value: float) -> str | None:
+    """A check that a number lies in [0, 1]."""
+    return None if 0 <= value <= 1 else "must be from 0 to 1"
+
+
 def positive(value: float) -> str | None:
     """A check that a number is greater than zero and finite."""
     return None if 0 < value < float("inf") else "must be a positive number"
@@ -171,7 +176,7 @@ def _base(hint: Any) -> tuple[Any, bool]:
 def _read_toml(kind: type[Any], path: Path) -> dict[str, Any]:
     """The options of a TOML file, each in the table of its group; relative `data` and `out` stay as written."""
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: {error}") from None
     known = {name: hints for name, _, hints in _groups(kind)}
@@ -204,7 +209,9 @@ def _from_toml(value: Any, hint: Any, where: str) -> Any:
 
 
 def _fits(item: Any, base: Any) -> bool:
-    return (type(item) in (int, float)) if base is float else type(item) is base
+    if base is float and type(item) is int:
+        return abs(item) <= sys.float_info.max  # TOML's whole numbers know no end
+    return type(item) is base
 
 
 def _build(kind: type[Any], given: Mapping[str, Any]) -> Any:
@@ -243,4 +250,4 @@ def write_toml(config: Any, path: str | os.PathLike[str]) -> None:
     """Write the whole configuration where `--config` can read it again."""
     import tomli_w  # here, because only rank 0 writes
 
-    Path(path).write_text(tomli_w.dumps(to_tables(config)))
+    Path(path).write_text(tomli_w.dumps(to_tables(config)), "utf-8")
