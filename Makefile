@@ -22,7 +22,7 @@ help: ## this list
 env: $(READY) ## make .venv: the package, its tools, and an MPI where the machine has none
 
 # Made again only when what is to be installed has changed.
-$(READY): setup.cfg pyproject.toml jobs/local-mpi
+$(READY): setup.cfg setup.py pyproject.toml jobs/local-mpi $(wildcard mpi_parallel/device/kernels/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed; name one with make PYTHON=...'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
@@ -53,5 +53,5 @@ gpu-check: $(READY) ## on a machine with a GPU: the tests marked gpu, and a timi
 	sh jobs/gpu-check $(ARGS)
 
 clean: ## remove .venv and what the tools left; runs and data stay
-	rm -rf .venv build dist mpi_parallel.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf .venv build dist mpi_parallel.egg-info mpi_parallel/device/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find mpi_parallel tests data benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.nn.hashing import combine, combine_int
+from mpi_parallel.device.hashing import combine, combine_int
 
 SPLIT = 3  # what the seed is hashed for (see order.py)
 

@@ -5,40 +5,9 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
-
 from mpi_parallel.device.host import Host
+from mpi_parallel.device.interface import Array, Device, Kernels
 from mpi_parallel.options import InputError
-
-Array = NDArray[Any]
-
-
-class Device(Protocol):
-    """What the maths and the messages need of a device."""
-
-    kind: str  # "cpu" or "cuda"
-    xp: ModuleType  # the array module: numpy or cupy
-
-    def to_device(self, array: NDArray[Any]) -> Array:
-        """The array in the device's memory; the same array where that is the host's."""
-
-    def to_host(self, array: Array) -> NDArray[Any]:
-        """The array in the host's memory, all work on it done; the same array where it is there already."""
-
-    def refill(self, array: Array, values: NDArray[Any]) -> None:
-        """Copy values that `to_host` gave back into the array; nothing to do where they are the same."""
-
-    def empty_bytes(self, count: int) -> Array:
-        """(count,) uint8 with arbitrary contents, from an address that is a multiple of host.ALIGNMENT."""
-
-    def synchronize(self) -> None:
-        """Wait for the work that was started."""
-
-    def describe(self) -> str:
-        """One line for people: which chip, which library."""
 
 
 def open_device(kind: str, node_rank: int) -> Device:
@@ -58,4 +27,4 @@ def open_device(kind: str, node_rank: int) -> Device:
         raise InputError(f"--device cuda: {error}") from None
 
 
-__all__ = ["Array", "Device", "Host", "open_device"]
+__all__ = ["Array", "Device", "Host", "Kernels", "open_device"]

@@ -7,7 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from mpi_parallel.device.expressions import Expressions
+from mpi_parallel.device.interface import Array, Kernels
 
 
 class NoGPU(Exception):
@@ -26,6 +27,7 @@ class Cuda:
         self.number = node_rank % self.visible
         self.shared = node_rank >= self.visible
         self.xp.cuda.Device(self.number).use()
+        self.kernels: Kernels = Expressions(self.xp)
 
     def to_device(self, array: NDArray[Any]) -> Array:
         copy: Array = self.xp.asarray(array)

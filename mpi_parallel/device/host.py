@@ -11,6 +11,10 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
 
+from mpi_parallel.device.expressions import Expressions
+from mpi_parallel.device.interface import Kernels
+from mpi_parallel.device.openmp import OpenMP
+
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
@@ -21,6 +25,7 @@ class Host:
 
     def __init__(self) -> None:
         self.xp: ModuleType = np
+        self.kernels = best_kernels()
 
     def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
@@ -40,7 +45,15 @@ class Host:
         pass
 
     def describe(self) -> str:
-        return f"cpu, {blas()}"
+        return f"cpu, {blas()}; {self.kernels.name}"
+
+
+def best_kernels() -> Kernels:
+    """The compiled kernels, or NumPy's expressions where the package was installed without a compiler."""
+    try:
+        return OpenMP()
+    except OSError:
+        return Expressions(np)
 
 
 def blas() -> str:

@@ -13,15 +13,13 @@ from mpi_parallel.device.host import ALIGNMENT
 class Workspace:
     """Memory for what lives no longer than a step.
 
-    The same sequence of requests takes the same addresses, so a step that repeats allocates nothing. The first step
-    of a
-    new size finds the arena too small: it is served by arrays of its own, and `reset` makes the arena as large as was
-    needed.
+    The same sequence of requests takes the same addresses, so a step that repeats allocates nothing. The first step of
+    a new size finds the arena too small: it is served by arrays of its own, and `reset` makes the arena large enough.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.xp = device.xp
+        self.xp, self.kernels = device.xp, device.kernels
         self._arena: Array = device.empty_bytes(0)
         self._views: dict[tuple[int, tuple[int, ...], Any], tuple[Array, int]] = {}
         self._used = 0

@@ -12,7 +12,7 @@ from typing import Protocol
 from mpi_parallel.device import Array
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
-from mpi_parallel.nn.store import Parameter
+from mpi_parallel.nn.store import Parameter, ParameterStore
 
 Backward = Callable[[Array], Array]
 Ready = Callable[[Sequence[Parameter]], None]
@@ -30,31 +30,25 @@ class Layer(Protocol):
 
 
 class Linear:
-    """y = x W + b. The first layer of a network sets `first`: nobody needs the gradient of the images."""
+    """y = x W + b, or relu of it. The first layer gives no gradient of its input: nobody needs that of the images."""
 
-    def __init__(self, ws: Workspace, W_IO: Parameter, b_O: Parameter, first: bool = False) -> None:
-        self.ws, self.W, self.b, self.first = ws, W_IO, b_O, first
-        self.parameters = (W_IO, b_O)
+    def __init__(self, ws: Workspace, store: ParameterStore, number: int, relu: bool = False) -> None:
+        """Layer `number` of the store's parameters W0, b0, W1, b1, ...; number 0 is the first."""
+        self.ws, self.store, self.relu, self.first = ws, store, relu, number == 0
+        self.W, self.b = store.parameters[f"W{number}"], store.parameters[f"b{number}"]
+        self.parameters = (self.W, self.b)
 
     def forward(self, x_BI: Array, keys: Array | None = None) -> tuple[Array, Backward]:
+        y_BO = F.linear(self.ws, x_BI, self.W.value, self.b.value, self.relu)
+
         def backward(dy_BO: Array) -> Array:
-            F.add_linear_weight_gradient(self.ws, x_BI, dy_BO, self.W.gradient, self.b.gradient)
+            if self.relu:
+                dy_BO = F.relu_gradient(self.ws, dy_BO, y_BO)
+            add = self.store.accumulating
+            F.linear_weight_gradient(self.ws, x_BI, dy_BO, self.W.gradient, self.b.gradient, add)
             return dy_BO if self.first else F.linear_input_gradient(self.ws, dy_BO, self.W.value)
 
-        return F.linear(self.ws, x_BI, self.W.value, self.b.value), backward
-
-
-class ReLU:
-    """y = max(x, 0)."""
-
-    parameters: tuple[Parameter, ...] = ()
-
-    def __init__(self, ws: Workspace) -> None:
-        self.ws = ws
-
-    def forward(self, x: Array, keys: Array | None = None) -> tuple[Array, Backward]:
-        y = F.relu(self.ws, x)
-        return y, lambda dy: F.relu_gradient(self.ws, dy, y)
+        return y_BO, backward
 
 
 class Dropout:
@@ -67,12 +61,9 @@ class Dropout:
 
     def forward(self, x: Array, keys: Array | None = None) -> tuple[Array, Backward]:
         assert keys is not None, "dropout must be told which rows these are"
-        mask = F.dropout_mask(self.ws, keys, x.shape[1], self.number, self.rate)
 
-        def masked(values: Array) -> Array:
-            product = self.ws.empty(values.shape)
-            self.ws.xp.multiply(values, mask, out=product)
-            return product
+        def masked(values: Array) -> Array:  # the mask is made anew on the way back: cheaper than to keep it
+            return F.dropout(self.ws, values, keys, self.number, self.rate)
 
         return masked(x), masked
 

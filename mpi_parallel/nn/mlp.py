@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mpi_parallel.device import Array, Device
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
-from mpi_parallel.nn.layers import Dropout, Layer, Linear, ReLU, Sequential
+from mpi_parallel.nn.layers import Dropout, Layer, Linear, Sequential
 from mpi_parallel.nn.store import CORRECT, LOSS, ParameterStore
 
 assert (LOSS, CORRECT) == (0, 1)  # where softmax_cross_entropy adds its sums
@@ -27,26 +27,21 @@ class MLP:
         self.depth = len(widths) - 1
         self.workspace = ws = Workspace(device)
         self.store = ParameterStore(device, _shapes(widths))
-        self.classes_K: Array = device.xp.arange(widths[-1])
-        linear = [self._linear(number) for number in range(self.depth)]
+        linear = [Linear(ws, self.store, number, relu=number < self.depth - 1) for number in range(self.depth)]
         self.training = Sequential(_stack(ws, linear, dropout))
-        self.inference = Sequential(_stack(ws, linear, 0.0))
+        self.inference = Sequential(linear)
         for number, (fan_in, fan_out) in enumerate(pairwise(widths)):
             start = device.to_device(glorot_uniform(fan_in, fan_out, seed, number))
             self.store.parameters[f"W{number}"].value[...] = start
 
     def loss_gradient(self, z_BK: Array, t_B: Array, tail: Array) -> Array:
         """dz of the summed cross-entropy; adds the loss and the number correct to tail[0:2]. Overwrites z."""
-        return F.softmax_cross_entropy(self.workspace, z_BK, t_B, self.classes_K, tail)
+        return F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
 
     def weights(self) -> list[NDArray[np.float32]]:
         """Whole weights in the host's memory, layer by layer: W (in, out), then b (out,)."""
         names = (f"{kind}{number}" for number in range(self.depth) for kind in "Wb")
         return [self.store.device.to_host(self.store.parameters[name].value) for name in names]
-
-    def _linear(self, number: int) -> Linear:
-        parameters = self.store.parameters
-        return Linear(self.workspace, parameters[f"W{number}"], parameters[f"b{number}"], first=number == 0)
 
 
 def glorot_uniform(fan_in: int, fan_out: int, seed: int, number: int) -> NDArray[np.float32]:
@@ -71,10 +66,8 @@ def _shapes(widths: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _stack(ws: Workspace, linear: Sequence[Linear], dropout: float) -> list[Layer]:
-    """Linear, relu, dropout for each hidden layer; the last layer gives logits."""
+    """A dropout behind each hidden layer; the last layer gives logits."""
     layers: list[Layer] = []
     for number, layer in enumerate(linear[:-1]):
-        layers += [layer, ReLU(ws)]
-        if dropout:
-            layers.append(Dropout(ws, dropout, number))
+        layers += [layer, Dropout(ws, dropout, number)] if dropout else [layer]
     return [*layers, linear[-1]]

@@ -11,8 +11,8 @@ import numpy as np
 from mpi_parallel.device import Array, Device
 
 # Behind the gradients travel the batch's sums, so that one collective merges everything.
-LOSS, CORRECT, COUNT, STOP = range(4)
-TAIL = 4
+LOSS, CORRECT, COUNT, STOP, BAD = range(5)  # BAD: 0, or NaN where a gradient is not finite
+TAIL = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ParameterStore:
         self.merged: Array = xp.zeros(self.size + TAIL, np.float32)
         self.gradients: Array = self.merged[: self.size]
         self.tail: Array = self.merged[self.size :]
+        self.accumulating = False  # whether backward adds to the gradients that are there
         self.parameters: dict[str, Parameter] = {}
         start = 0
         for name, shape in shapes:
@@ -45,5 +46,15 @@ class ParameterStore:
             self.parameters[name] = Parameter(name, *views, span)
 
     def zero_grad(self) -> None:
-        """Start a step: no gradient, no counts."""
-        self.merged.fill(0)
+        """Start a step: no counts, and the first backward overwrites the gradients, which spares clearing them."""
+        self.tail.fill(0)
+        self.accumulating = False
+
+    def flag_bad(self) -> None:
+        """Make tail[BAD] NaN if this rank's gradients are not finite, without waiting for the device.
+
+        Looks at the biases alone: what is not finite in a layer's dz is in its column sums, too, and dW comes of dz.
+        """
+        for parameter in self.parameters.values():
+            if parameter.gradient.ndim == 1:
+                self.tail[BAD] += 0 * self.device.xp.dot(parameter.gradient, parameter.gradient)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.nn.store import CORRECT, COUNT, LOSS, STOP, Parameter, ParameterStore
+from mpi_parallel.nn.store import Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
 
 
@@ -21,13 +21,14 @@ class Flat:
         """Nothing to do before all gradients are complete."""
 
     def merge(self) -> Totals:
-        """Sum gradients and tail over the ranks, divide the gradient once by the number of rows."""
+        """Sum gradients and tail over the ranks."""
         self.comm.sum(self.store.merged)
-        tail = self.store.device.to_host(self.store.tail)
-        count = int(tail[COUNT])
-        self.store.gradients *= 1 / max(1, count)
-        squares = float(self.store.device.xp.dot(self.store.gradients, self.store.gradients))
-        return Totals(float(tail[LOSS]), int(tail[CORRECT]), count, bool(tail[STOP]), math.sqrt(squares))
+        return Totals.of(self.store.device.to_host(self.store.tail))
+
+    def norm(self) -> float:
+        """Euclidean norm of the summed gradient."""
+        squares = self.store.device.xp.dot(self.store.gradients, self.store.gradients)
+        return math.sqrt(float(squares))
 
     def publish(self) -> None:
         """Nothing to do: every rank took the same step."""

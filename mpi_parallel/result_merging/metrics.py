@@ -6,24 +6,26 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_parallel.mpi.communicator import Communicator
 
 
 @dataclass(frozen=True)
 class Totals:
-    """The merged sums of one step, the same on all ranks, and the Euclidean norm of the mean gradient."""
+    """The merged sums of one step, the same on all ranks."""
 
     loss: float
     correct: int
     count: int
     stop: bool  # some rank was asked to stop
-    norm: float
+    finite: bool  # whether the step may be taken: all ranks' losses and gradients are finite
 
-    @property
-    def finite(self) -> bool:
-        """Whether the step may be taken."""
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
+    @classmethod
+    def of(cls, tail: NDArray[np.float32]) -> Totals:
+        """From the tail of the merged gradient (see nn/store.py)."""
+        loss, correct, count, stop, bad = tail.tolist()
+        return cls(loss, int(correct), int(count), stop > 0, math.isfinite(loss + bad))
 
 
 @dataclass(frozen=True)

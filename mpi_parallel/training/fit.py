@@ -96,7 +96,7 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
         totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop))
         if not totals.finite:
             logger.error(
-                "step %d: loss %s, gradient norm %s: training went bad", run.step + 1, totals.loss, totals.norm
+                "step %d: loss %s, and the gradient is not finite: training went bad", run.step + 1, totals.loss
             )
             return "not-finite"
         run.step += 1

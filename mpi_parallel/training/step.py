@@ -32,7 +32,10 @@ class Merger(Protocol):
         """The gradients of these parameters are complete on this rank."""
 
     def merge(self) -> Totals:
-        """Everyone's gradient (the mean over rows, in the owned slice at least), count, loss and flags."""
+        """Everyone's gradient (summed over rows, in the owned slice at least), count, loss and flags."""
+
+    def norm(self) -> float:
+        """Euclidean norm of the whole summed gradient."""
 
     def publish(self) -> None:
         """Everyone's weights, after the owners have updated theirs."""
@@ -62,11 +65,17 @@ def train_step(
 
     clock.enter("update")
     if totals.finite:
-        if clip_norm and totals.norm > clip_norm:
-            store.gradients[merger.owned] *= clip_norm / totals.norm
-        optimizer.step(merger.owned, rate)  # my share of the weights
+        optimizer.step(merger.owned, rate, _scale(merger, totals.count, clip_norm))  # my share of the weights
 
     clock.enter("merge")
     merger.publish()  # everyone's weights
     clock.enter("other")
     return totals
+
+
+def _scale(merger: Merger, count: int, clip_norm: float) -> float:
+    """What turns the summed gradient into the mean, cut to the norm that is allowed."""
+    mean = 1 / max(1, count)
+    if not clip_norm:
+        return mean
+    return mean * min(1.0, clip_norm / max(merger.norm() * mean, 1e-30))

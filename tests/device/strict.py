@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from mpi_parallel.device.expressions import Expressions
+
 UFUNC = ("out", "dtype", "casting")
 FUNCTIONS = {
     "arange": ("dtype",),
@@ -179,6 +181,7 @@ class Strict:
 
     def __init__(self) -> None:
         self.xp: ModuleType = StrictModule()
+        self.kernels = Expressions(self.xp)
         self.crossings: Counter[str] = Counter()
 
     def to_device(self, array: np.ndarray) -> Any:

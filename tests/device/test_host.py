@@ -30,7 +30,7 @@ class TestHost:
             Host().refill(np.ones(3), np.ones(3))
 
     def test_describes_the_blas_with_its_kernels_and_threads(self):
-        assert Host().describe() == f"cpu, {blas()}"
+        assert Host().describe() == f"cpu, {blas()}; {Host().kernels.name}"
         with threadpoolctl.threadpool_limits(1):
             assert blas().endswith(", 1 thread")
         found = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]

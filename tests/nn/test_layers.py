@@ -6,7 +6,7 @@ import pytest
 from mpi_parallel.device import Host
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
-from mpi_parallel.nn.layers import Dropout, Linear, ReLU, Sequential
+from mpi_parallel.nn.layers import Dropout, Linear, Sequential
 from mpi_parallel.nn.store import ParameterStore
 
 KEYS_B = np.array([5, 6, 7, 8], np.uint32)
@@ -20,10 +20,9 @@ class Network:
         shapes = [("W1", (5, 2)), ("b1", (2,)), ("W0", (3, 5)), ("b0", (5,))]
         self.store = ParameterStore(Host(), shapes)
         self.store.weights[:] = np.random.default_rng(1).normal(size=self.store.size)
-        p = self.store.parameters
-        self.first = Linear(self.ws, p["W0"], p["b0"], first=True)
-        self.last = Linear(self.ws, p["W1"], p["b1"])
-        self.layers = Sequential([self.first, ReLU(self.ws), Dropout(self.ws, 0.25, 0), self.last])
+        self.first = Linear(self.ws, self.store, 0, relu=True)
+        self.last = Linear(self.ws, self.store, 1)
+        self.layers = Sequential([self.first, Dropout(self.ws, 0.25, 0), self.last])
 
 
 def rows(seed: int, width: int = 3) -> np.ndarray:
@@ -41,15 +40,16 @@ def test_linear_adds_to_its_gradients_and_gives_its_inputs():
 def test_the_first_layer_does_not_compute_the_gradient_of_the_images(monkeypatch):
     monkeypatch.setattr(F, "linear_input_gradient", lambda *arguments: pytest.fail("computed for nobody"))
     layer, x_BI, dy_BO = Network().first, rows(4), rows(5, 5)
-    layer.forward(x_BI)[1](dy_BO)
-    np.testing.assert_allclose(layer.W.gradient, x_BI.T @ dy_BO, rtol=1e-5)
+    y_BO, backward = layer.forward(x_BI)
+    backward(dy_BO.copy())
+    np.testing.assert_allclose(layer.W.gradient, x_BI.T @ (dy_BO * (y_BO > 0)), rtol=1e-5)
 
 
 def test_dropout_masks_value_and_gradient_alike():
     ws = Workspace(Host())
     x_BU, dy_BU = rows(6, 50), rows(7, 50)
     y_BU, backward = Dropout(ws, 0.25, 3).forward(x_BU, KEYS_B)
-    mask_BU = F.dropout_mask(Workspace(Host()), KEYS_B, 50, 3, 0.25)
+    mask_BU = F.dropout(Workspace(Host()), np.ones((4, 50), np.float32), KEYS_B, 3, 0.25)
     np.testing.assert_array_equal(y_BU, x_BU * mask_BU)
     np.testing.assert_array_equal(backward(dy_BU), dy_BU * mask_BU)
     assert 0 < (mask_BU == 0).sum() < mask_BU.size
@@ -87,8 +87,10 @@ def test_closures_of_several_batches_are_independent():
     batches = [(rows(10), rows(11, 2)), (rows(12), rows(13, 2))]
     for x_BI, dz_BK in batches:
         one_by_one.layers.forward(x_BI, KEYS_B)[1](dz_BK, lambda parameters: None)
+        one_by_one.store.accumulating = True
     closures = [interleaved.layers.forward(x_BI, KEYS_B)[1] for x_BI, _ in batches]
     for backward, (_, dz_BK) in zip(closures, batches, strict=True):
         backward(dz_BK, lambda parameters: None)
+        interleaved.store.accumulating = True
     np.testing.assert_array_equal(interleaved.store.gradients, one_by_one.store.gradients)
     assert one_by_one.store.gradients.any()

@@ -36,6 +36,7 @@ def accumulate(model: MLP, x_BI, t_B, keys_B) -> None:
     model.workspace.reset()
     z_BK, backward = model.training.forward(x_BI, keys_B)
     backward(model.loss_gradient(z_BK, t_B, model.store.tail), lambda parameters: None)
+    model.store.accumulating = True
 
 
 def gradients(model: MLP) -> list[np.ndarray]:
@@ -46,7 +47,10 @@ def gradients(model: MLP) -> list[np.ndarray]:
 
 def masks(model: MLP, keys_B, rate: float) -> list[np.ndarray]:
     ws = Workspace(Host())
-    return [F.dropout_mask(ws, keys_B, width, layer, rate) for layer, width in enumerate(model.widths[1:-1])]
+    return [
+        F.dropout(ws, np.ones((len(keys_B), width), np.float32), keys_B, layer, rate)
+        for layer, width in enumerate(model.widths[1:-1])
+    ]
 
 
 class TestGradient:

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_parallel.device import Host
-from mpi_parallel.nn import optimizers
 from mpi_parallel.nn.optimizers import RULES, Optimizer
 from mpi_parallel.nn.store import ParameterStore
 from tests import reference
@@ -67,11 +66,14 @@ def test_all_rules_differ():
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("block", [1, 7, 999, 1000, 4096])
-def test_block_by_block_is_the_whole(monkeypatch, name, block):
-    whole = run(make(name, 0.1), slice(0, SIZE))
-    monkeypatch.setattr(optimizers, "BLOCK", block)
-    np.testing.assert_array_equal(run(make(name, 0.1), slice(0, SIZE), STEPS), whole)
+def test_scaling_the_gradient_is_scaling_what_is_read_of_it(name):
+    scaled, plain = make(name, 0.1), make(name, 0.1)
+    for step in range(3):
+        scaled.store.gradients[:] = gradient(step)
+        plain.store.gradients[:] = gradient(step) * np.float32(0.25)
+        scaled.step(slice(0, SIZE), 0.01, 0.25)
+        plain.step(slice(0, SIZE), 0.01)
+    np.testing.assert_array_equal(scaled.store.weights, plain.store.weights)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -3,11 +3,12 @@
 from math import prod
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_parallel.device import Host
-from mpi_parallel.nn.store import CORRECT, COUNT, LOSS, STOP, TAIL, ParameterStore
+from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, STOP, TAIL, ParameterStore
 
 SHAPES = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
 
@@ -43,9 +44,9 @@ def test_parameters_are_views_of_the_store(shapes):
 def test_the_tail_lies_behind_the_gradients_in_one_array():
     store = store_of([(2, 3), (3,)])
     store.gradients[:] = 1
-    store.tail[[LOSS, CORRECT, COUNT, STOP]] = [2, 3, 4, 5]
-    assert store.merged.tolist() == [1] * 9 + [2, 3, 4, 5]
-    assert TAIL == 4
+    store.tail[[LOSS, CORRECT, COUNT, STOP, BAD]] = [2, 3, 4, 5, 6]
+    assert store.merged.tolist() == [1] * 9 + [2, 3, 4, 5, 6]
+    assert TAIL == 5
 
 
 def test_everything_is_float32_and_contiguous():
@@ -55,9 +56,23 @@ def test_everything_is_float32_and_contiguous():
         assert array.flags.c_contiguous
 
 
-def test_zero_grad_clears_gradients_and_tail_and_leaves_the_weights():
+def test_zero_grad_clears_the_tail_and_lets_the_first_backward_overwrite():
     store = store_of([(2, 3), (3,)])
-    store.weights[:], store.merged[:] = 1, 2
+    store.weights[:], store.merged[:], store.accumulating = 1, 2, True
     store.zero_grad()
-    assert not store.merged.any()
+    assert not store.tail.any()
+    assert not store.accumulating
     assert (store.weights == 1).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_is_flagged(bad):
+    store = store_of([(2, 3), (3,)])
+    store.merged[:] = 1
+    store.tail[BAD] = 0
+    store.flag_bad()
+    assert store.tail[BAD] == 0
+    store.parameters["p1"].gradient[1] = bad
+    with np.errstate(invalid="ignore"):
+        store.flag_bad()
+    assert np.isnan(store.tail[BAD])

@@ -7,7 +7,7 @@ search for low avalanche bias. Works on NumPy and CuPy arrays of uint32, whose p
 
 from __future__ import annotations
 
-from mpi_parallel.device import Array
+from mpi_parallel.device.interface import Array
 
 MASK = 0xFFFFFFFF
 

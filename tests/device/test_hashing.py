@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpi_parallel.nn.hashing import combine, combine_int, mix
+from mpi_parallel.device.hashing import combine, combine_int, mix
 
 WORDS = st.integers(0, 2**32 - 1)
 BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)

@@ -1,0 +1,75 @@
+/* The arithmetic of one element or one row, stated once: openmp.c loops over it with threads, cuda.cu with a grid.
+ *
+ * Everything is float32. Products and sums are not contracted to fused multiply-adds (the build says so), so the same
+ * numbers come out whichever vector instructions run. NumPy's expressions in device/expressions.py are the oracle.
+ */
+#ifndef MPI_PARALLEL_MATHS_H
+#define MPI_PARALLEL_MATHS_H
+
+#ifdef __CUDACC__
+#define FN __device__ __forceinline__
+#else
+#include <math.h>
+#define FN static inline
+#endif
+
+/* x = (raw - mean) / std, with the deviation given as its inverse */
+FN float mp_normalise(float raw, float mean, float inverse_std) { return (raw - mean) * inverse_std; }
+
+/* NaN stays NaN: bad numbers must be seen in the loss */
+FN float mp_relu(float z) { return z < 0.0f ? 0.0f : z; }
+
+/* dz = dy where the output y was positive */
+FN float mp_relu_gradient(float dy, float y) { return y > 0.0f ? dy : 0.0f; }
+
+/* Chris Wellons' lowbias32, as in device/hashing.py */
+FN unsigned mp_mix(unsigned x)
+{
+    x = (x ^ (x >> 16)) * 0x7FEB352Du;
+    x = (x ^ (x >> 15)) * 0x846CA68Bu;
+    return x ^ (x >> 16);
+}
+
+/* Inverted dropout of one element: `row` is the mixed key of the row and the layer */
+FN float mp_dropout(float x, unsigned row, unsigned unit, unsigned threshold, float factor)
+{
+    return mp_mix(row + unit) >= threshold ? x * factor : 0.0f;
+}
+
+/* Softmax cross-entropy of one row: from its K logits and target the gradient dz = softmax(z) - onehot(t); returns the loss
+ * log(sum exp z) - z_t and says whether the first largest logit is the target's. z and dz may be the same row. */
+FN float mp_cross_entropy(const float *z, float *dz, int classes, int target, int *correct)
+{
+    int guess = 0;
+    for (int k = 1; k < classes; ++k)
+        if (z[k] > z[guess]) guess = k;
+    float largest = z[guess], of_target = z[target] - largest, sum = 0.0f;
+    for (int k = 0; k < classes; ++k) {
+        dz[k] = expf(z[k] - largest);
+        sum += dz[k];
+    }
+    for (int k = 0; k < classes; ++k) dz[k] /= sum;
+    dz[target] -= 1.0f;
+    *correct = guess == target;
+    return logf(sum) - of_target;
+}
+
+/* The update rules, in the letters of nn/optimizers.py. `l2` is the weight decay that counts as gradient. */
+FN void mp_sgd(float *w, float g, float alpha, float l2) { *w -= (g + l2 * *w) * alpha; }
+
+FN void mp_momentum(float *w, float *v, float g, float alpha, float mu, float l2)
+{
+    *v = *v * mu + (g + l2 * *w);
+    *w -= *v * alpha;
+}
+
+/* `step` is alpha sqrt(1 - beta2^t) / (1 - beta1^t), `epsilon` carries the same root, `keep` is 1 - alpha decay of AdamW */
+FN void mp_adam(float *w, float *m, float *v, float g, float step, float beta1, float beta2, float epsilon, float l2, float keep)
+{
+    g += l2 * *w;
+    *m = *m * beta1 + g * (1.0f - beta1);
+    *v = *v * beta2 + g * g * (1.0f - beta2);
+    *w = *w * keep - *m / (sqrtf(*v) + epsilon) * step;
+}
+
+#endif

@@ -1,0 +1,217 @@
+/* maths.h on the cores of a rank: OpenMP threads share rows or elements, vector instructions do the rest.
+ *
+ * Each kernel is a loop over a part, compiled for several instruction sets (the loader picks by the CPU at hand, so one
+ * binary serves a mixed cluster), and a driver that gives each thread its part. Who computes what never changes a result:
+ * elements are independent, and sums go over rows in their order.
+ */
+#include <omp.h>
+#include <stdint.h>
+
+#include "maths.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTORS __attribute__((target_clones("default", "avx2", "avx512f"), noinline))
+#else
+#define VECTORS __attribute__((noinline))
+#endif
+
+/* Below this many elements a thread is not worth waking. */
+#define GRAIN 32768
+
+/* Run CALL with [begin, end) set to this thread's part of n units of `weight` elements. */
+#define SHARE(n, weight, CALL)                                                                     \
+    do {                                                                                           \
+        int worth_it = (n) * (weight) >= 2 * GRAIN;                                                \
+        _Pragma("omp parallel if (worth_it)")                                                      \
+        {                                                                                          \
+            long parts = omp_get_num_threads(), mine = omp_get_thread_num();                       \
+            long begin = (n) * mine / parts, end = (n) * (mine + 1) / parts;                       \
+            CALL;                                                                                  \
+        }                                                                                          \
+    } while (0)
+
+/* --- gather + normalise: rows by number, from the file's type to standardised float32 --- */
+
+#define GATHER(NAME, TYPE)                                                                                             \
+    VECTORS static void NAME##_part(const TYPE *restrict images, const int64_t *restrict index, long begin, long end,  \
+                                    long features, const float *restrict mean, const float *restrict inverse_std,      \
+                                    int scalar, float *restrict out)                                                   \
+    {                                                                                                                  \
+        for (long row = begin; row < end; ++row) {                                                                     \
+            const TYPE *from = images + index[row] * features;                                                         \
+            float *to = out + row * features;                                                                          \
+            if (scalar) {                                                                                              \
+                float one = mean[0], other = inverse_std[0];                                                           \
+                _Pragma("omp simd") for (long f = 0; f < features; ++f)                                                \
+                    to[f] = mp_normalise((float)from[f], one, other);                                                  \
+            } else {                                                                                                   \
+                _Pragma("omp simd") for (long f = 0; f < features; ++f)                                                \
+                    to[f] = mp_normalise((float)from[f], mean[f], inverse_std[f]);                                     \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    void NAME(const TYPE *images, const int64_t *index, long rows, long features, const float *mean,                   \
+              const float *inverse_std, int scalar, float *out)                                                        \
+    {                                                                                                                  \
+        SHARE(rows, features, NAME##_part(images, index, begin, end, features, mean, inverse_std, scalar, out));       \
+    }
+
+GATHER(gather_u8, uint8_t)
+GATHER(gather_u16, uint16_t)
+GATHER(gather_f32, float)
+
+/* --- bias, relu and its gradient, column sums --- */
+
+VECTORS static void bias_part(float *restrict y, const float *restrict b, long begin, long end, long width, int relu)
+{
+    for (long row = begin; row < end; ++row) {
+        float *to = y + row * width;
+        if (relu) {
+            _Pragma("omp simd") for (long o = 0; o < width; ++o) to[o] = mp_relu(to[o] + b[o]);
+        } else {
+            _Pragma("omp simd") for (long o = 0; o < width; ++o) to[o] += b[o];
+        }
+    }
+}
+
+/* y += b in every row, then relu where it is asked for */
+void bias(float *y, const float *b, long rows, long width, int relu)
+{
+    SHARE(rows, width, bias_part(y, b, begin, end, width, relu));
+}
+
+VECTORS static void relu_gradient_part(float *restrict dy, const float *restrict y, long begin, long end)
+{
+    _Pragma("omp simd") for (long i = begin; i < end; ++i) dy[i] = mp_relu_gradient(dy[i], y[i]);
+}
+
+/* dy becomes dz = dy where y > 0 */
+void relu_gradient(float *dy, const float *y, long n) { SHARE(n, 1, relu_gradient_part(dy, y, begin, end)); }
+
+VECTORS static void column_sums_part(const float *restrict a, float *restrict sums, long rows, long begin, long end,
+                                     long width, int add)
+{
+    if (!add) for (long o = begin; o < end; ++o) sums[o] = 0.0f;
+    for (long row = 0; row < rows; ++row) {
+        const float *from = a + row * width;
+        _Pragma("omp simd") for (long o = begin; o < end; ++o) sums[o] += from[o];
+    }
+}
+
+/* the sum of each column of a (rows, width), rows in their order; `add` keeps what is there */
+void column_sums(const float *a, float *sums, long rows, long width, int add)
+{
+    SHARE(width, rows, column_sums_part(a, sums, rows, begin, end, width, add));
+}
+
+/* --- dropout --- */
+
+VECTORS static void dropout_part(const float *restrict x, const uint32_t *restrict keys, float *restrict y, long begin, long end,
+                                 long width, uint32_t layer, uint32_t threshold, float factor)
+{
+    for (long row = begin; row < end; ++row) {
+        const float *from = x + row * width;
+        float *to = y + row * width;
+        uint32_t key = mp_mix(keys[row] ^ layer);
+        _Pragma("omp simd") for (long u = 0; u < width; ++u)
+            to[u] = mp_dropout(from[u], key, (uint32_t)u, threshold, factor);
+    }
+}
+
+/* y = x times the mask of these rows (named by their keys) and this layer (named by a hash) */
+void dropout(const float *x, const uint32_t *keys, float *y, long rows, long width, uint32_t layer, uint32_t threshold,
+             float factor)
+{
+    SHARE(rows, width, dropout_part(x, keys, y, begin, end, width, layer, threshold, factor));
+}
+
+/* --- softmax cross-entropy: loss, number correct and gradient in one pass --- */
+
+VECTORS static void cross_entropy_part(const float *z, const int32_t *target, float *dz, float *loss, int32_t *correct,
+                                       long begin, long end, long classes)
+{
+    for (long row = begin; row < end; ++row) {
+        int hit;
+        loss[row] = mp_cross_entropy(z + row * classes, dz + row * classes, (int)classes, target[row], &hit);
+        correct[row] = hit;
+    }
+}
+
+/* dz (may be z), and sums[0] += the rows' losses, sums[1] += the number correct; `loss`, `correct` (rows) are scratch */
+void cross_entropy(const float *z, const int32_t *target, float *dz, float *loss, int32_t *correct, long rows,
+                   long classes, float *sums)
+{
+    SHARE(rows, 16 * classes, cross_entropy_part(z, target, dz, loss, correct, begin, end, classes));
+    double total = 0.0, hits = 0.0;
+    for (long row = 0; row < rows; ++row) total += loss[row], hits += correct[row];
+    sums[0] += (float)total;
+    sums[1] += (float)hits;
+}
+
+/* --- merging sums: the slots of several ranks, in the order of the ranks --- */
+
+VECTORS static void sum_slots_part(float *restrict out, const float *const *slots, int count, long begin, long end)
+{
+    for (long block = begin; block < end; block += 4096) {
+        long stop = block + 4096 < end ? block + 4096 : end;
+        const float *first = slots[0];
+        for (long i = block; i < stop; ++i) out[i] = first[i];
+        for (int slot = 1; slot < count; ++slot) {
+            const float *from = slots[slot];
+            _Pragma("omp simd") for (long i = block; i < stop; ++i) out[i] += from[i];
+        }
+    }
+}
+
+/* out[i] = slots[0][i] + slots[1][i] + ...; the first slot may be out itself */
+void sum_slots(float *out, const float *const *slots, int count, long n)
+{
+    SHARE(n, count, sum_slots_part(out, slots, count, begin, end));
+}
+
+/* --- update rules: g is scaled (by one over the rows, times what clipping leaves) as it is read --- */
+
+VECTORS static void sgd_part(float *restrict w, const float *restrict g, long begin, long end, float scale, float alpha, float l2)
+{
+    _Pragma("omp simd") for (long i = begin; i < end; ++i) mp_sgd(w + i, g[i] * scale, alpha, l2);
+}
+
+void sgd(float *w, const float *g, long n, float scale, float alpha, float l2)
+{
+    SHARE(n, 1, sgd_part(w, g, begin, end, scale, alpha, l2));
+}
+
+VECTORS static void momentum_part(float *restrict w, float *restrict v, const float *restrict g, long begin, long end,
+                                  float scale, float alpha, float mu, float l2)
+{
+    _Pragma("omp simd") for (long i = begin; i < end; ++i) mp_momentum(w + i, v + i, g[i] * scale, alpha, mu, l2);
+}
+
+void momentum(float *w, float *v, const float *g, long n, float scale, float alpha, float mu, float l2)
+{
+    SHARE(n, 1, momentum_part(w, v, g, begin, end, scale, alpha, mu, l2));
+}
+
+VECTORS static void adam_part(float *restrict w, float *restrict m, float *restrict v, const float *restrict g, long begin,
+                              long end, float scale, float step, float beta1, float beta2, float epsilon, float l2, float keep)
+{
+    _Pragma("omp simd") for (long i = begin; i < end; ++i)
+        mp_adam(w + i, m + i, v + i, g[i] * scale, step, beta1, beta2, epsilon, l2, keep);
+}
+
+void adam(float *w, float *m, float *v, const float *g, long n, float scale, float step, float beta1, float beta2,
+          float epsilon, float l2, float keep)
+{
+    SHARE(n, 1, adam_part(w, m, v, g, begin, end, scale, step, beta1, beta2, epsilon, l2, keep));
+}
+
+/* Which of the compiled instruction sets this CPU takes. */
+const char *instruction_set(void)
+{
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f")) return "AVX-512";
+    if (__builtin_cpu_supports("avx2")) return "AVX2";
+#endif
+    return "baseline";
+}

@@ -1,0 +1,110 @@
+"""The compiled kernels of kernels/openmp.c, called through ctypes, which lets other Python threads run meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpi_parallel.device.expressions import Expressions, bias_corrections, threshold
+from mpi_parallel.device.interface import Array
+
+POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+LIBRARY = Path(__file__).parent / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
+SIGNATURES: dict[str, list[Any]] = {
+    **{name: [POINTER, POINTER, LONG, LONG, POINTER, POINTER, INT, POINTER] for name in GATHERS.values()},
+    "bias": [POINTER, POINTER, LONG, LONG, INT],
+    "relu_gradient": [POINTER, POINTER, LONG],
+    "column_sums": [POINTER, POINTER, LONG, LONG, INT],
+    "cross_entropy": [POINTER, POINTER, POINTER, POINTER, POINTER, LONG, LONG, POINTER],
+    "dropout": [POINTER, POINTER, POINTER, LONG, LONG, ctypes.c_uint32, ctypes.c_uint32, FLOAT],
+    "sum_slots": [POINTER, POINTER, INT, LONG],
+    "sgd": [POINTER, POINTER, LONG, *[FLOAT] * 3],
+    "momentum": [POINTER, POINTER, POINTER, LONG, *[FLOAT] * 4],
+    "adam": [POINTER, POINTER, POINTER, POINTER, LONG, *[FLOAT] * 7],
+}
+
+
+class OpenMP:
+    """The kernels of `device.Kernels` on the cores of the rank. Each method says in expressions.py what it computes."""
+
+    def __init__(self, library: Path = LIBRARY) -> None:
+        """Load the library. Raises OSError where it was not built."""
+        self.library = ctypes.CDLL(str(library))
+        self.library.instruction_set.restype = ctypes.c_char_p
+        for name, types in SIGNATURES.items():
+            function = getattr(self.library, name)
+            function.argtypes, function.restype = types, None
+        self.name = f"OpenMP kernels ({self.library.instruction_set().decode()})"
+        self._gathers: dict[Any, Callable[..., None]] = {d: getattr(self.library, n) for d, n in GATHERS.items()}
+        self._plain = Expressions(np)
+        self._rows = np.empty((2, 0), np.float32)  # scratch of cross_entropy: loss and hit of each row
+
+    def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
+        kernel = self._gathers.get(images_NF.dtype)
+        if kernel is None or index_B.dtype != np.int64:
+            return self._plain.gather(images_NF, index_B, mean, inverse_std, x_BF)
+        rows, features = x_BF.shape
+        kernel(at(images_NF), at(index_B), rows, features, at(mean), at(inverse_std), mean.size == 1, at(x_BF))
+        return None
+
+    def bias(self, y_BO: Array, b_O: Array, relu: bool) -> None:
+        self.library.bias(at(y_BO), at(b_O), *y_BO.shape, relu)
+
+    def relu_gradient(self, dy: Array, y: Array) -> None:
+        self.library.relu_gradient(at(dy), at(y), dy.size)
+
+    def column_sums(self, a_BO: Array, sums_O: Array, add: bool) -> None:
+        self.library.column_sums(at(a_BO), at(sums_O), *a_BO.shape, add)
+
+    def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None:
+        rows, classes = z_BK.shape
+        if self._rows.shape[1] < rows:
+            self._rows = np.empty((2, rows), np.float32)
+        loss, hits = self._rows
+        self.library.cross_entropy(at(z_BK), at(t_B), at(z_BK), at(loss), at(hits), rows, classes, at(sums))
+
+    def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array) -> None:
+        self.library.dropout(at(x_BU), at(keys_B), at(y_BU), *x_BU.shape, layer, threshold(rate), 1 / (1 - rate))
+
+    def sum_slots(self, out: Array, slots: Sequence[Array]) -> None:
+        pointers = (POINTER * len(slots))(*map(at, slots))
+        self.library.sum_slots(at(out), pointers, len(slots), out.size)
+
+    def sgd(self, w: Array, g: Array, scale: float, alpha: float, l2: float) -> None:
+        self.library.sgd(at(w), at(g), w.size, scale, alpha, l2)
+
+    def momentum(self, w: Array, v: Array, g: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
+        self.library.momentum(at(w), at(v), at(g), w.size, scale, alpha, mu, l2)
+
+    def adam(
+        self,
+        w: Array,
+        m: Array,
+        v: Array,
+        g: Array,
+        scale: float,
+        alpha: float,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        t: int,
+        l2: float,
+        decay: float,
+    ) -> None:
+        step, root = bias_corrections(alpha, beta1, beta2, t)
+        self.library.adam(
+            at(w), at(m), at(v), at(g), w.size,
+            scale, step, beta1, beta2, epsilon * root, l2, 1 - alpha * decay,
+        )  # fmt: skip
+
+
+def at(array: Array) -> int:
+    """The address of an array's first element."""
+    address: int = array.__array_interface__["data"][0]
+    return address

@@ -1,0 +1,136 @@
+"""The compiled kernels against NumPy's expressions, at odd shapes, and the same bits for any number of threads."""
+
+import numpy as np
+import pytest
+import threadpoolctl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpi_parallel.device import host
+from mpi_parallel.device.expressions import Expressions
+from mpi_parallel.device.openmp import OpenMP
+
+COMPILED, PLAIN = OpenMP(), Expressions(np)
+ROWS, WIDTH, SEED = st.integers(0, 40), st.integers(1, 70), st.integers(0, 2**32 - 1)
+LARGE = (300, 700)  # enough elements for several threads
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def both(name: str, *arguments, out: int):
+    """The argument number `out` after the kernel of each kind, each on copies."""
+    results = []
+    for kernels in (COMPILED, PLAIN):
+        copies = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        getattr(kernels, name)(*copies)
+        results.append(copies[out])
+    return results
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("scalar", [True, False])
+@given(ROWS, WIDTH, SEED)
+def test_gather_is_the_expression_in_every_type(dtype, scalar, rows, width, seed):
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 200, (50, width)).astype(dtype)
+    index = random.integers(0, 50, rows)
+    mean, inverse = (normal(1 if scalar else width, seed=seed + k) for k in (1, 2))
+    ours, theirs = both("gather", images, index, mean, inverse, np.empty((rows, width), np.float32), out=4)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-5)
+    if dtype in (np.uint8, np.uint16, np.float32):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@given(ROWS, WIDTH, SEED, st.booleans())
+def test_bias_relu_and_its_gradient(rows, width, seed, relu):
+    y, b = normal(rows, width, seed=seed), normal(width, seed=seed + 1)
+    ours, theirs = both("bias", y, b, relu, out=0)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(*both("relu_gradient", normal(rows, width, seed=seed + 2), theirs, out=0))
+
+
+@given(ROWS, WIDTH, SEED, st.booleans())
+def test_column_sums(rows, width, seed, add):
+    a, sums = normal(rows, width, seed=seed), normal(width, seed=seed + 1)
+    np.testing.assert_allclose(*both("column_sums", a, sums, add, out=1), rtol=1e-4, atol=1e-4)
+
+
+@given(ROWS, WIDTH, SEED, st.sampled_from([0.0, 0.3, 0.999]))
+def test_dropout_draws_the_same_bits(rows, width, seed, rate):
+    x, keys = normal(rows, width, seed=seed), np.random.default_rng(seed).integers(0, 2**32, rows, np.uint32)
+    ours, theirs = both("dropout", x, keys, 12345, rate, np.empty_like(x), out=4)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_array_equal(ours == 0, theirs == 0)
+
+
+@given(ROWS, WIDTH, SEED, st.sampled_from([0.1, 3.0, 100.0]))
+def test_cross_entropy(rows, classes, seed, size):
+    z = normal(rows, classes, seed=seed) * np.float32(size)
+    t = np.random.default_rng(seed).integers(0, classes, rows).astype(np.int32)
+    np.testing.assert_allclose(*both("cross_entropy", z, t, np.zeros(5, np.float32), out=0), rtol=1e-4, atol=1e-6)
+    ours, theirs = both("cross_entropy", z, t, np.ones(5, np.float32), out=2)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert ours[1] == theirs[1]
+
+
+def test_of_equal_logits_the_first_is_the_guess_and_what_is_not_finite_shows_in_the_loss():
+    z = np.array([[1, 2, 2], [np.nan, 0, 0], [0, np.inf, 0]], np.float32)
+    for kernels in (COMPILED, PLAIN):
+        sums = np.zeros(2, np.float32)
+        kernels.cross_entropy(z[:1].copy(), np.array([1], np.int32), sums)
+        assert sums[1] == 1
+        for row in z[1:]:
+            sums = np.zeros(2, np.float32)
+            with np.errstate(invalid="ignore"):
+                kernels.cross_entropy(row[None].copy(), np.array([0], np.int32), sums)
+            assert not np.isfinite(sums[0])
+
+
+@given(st.integers(1, 5), st.integers(0, 9000), SEED)
+def test_slots_are_summed_in_their_order(count, n, seed):
+    slots = [normal(n, seed=seed + k) * np.float32(10.0**k) for k in range(count)]
+    ours, theirs = np.empty(n, np.float32), np.empty(n, np.float32)
+    COMPILED.sum_slots(ours, slots)
+    PLAIN.sum_slots(theirs, slots)
+    np.testing.assert_array_equal(ours, theirs)
+    COMPILED.sum_slots(slots[0], slots)
+    np.testing.assert_array_equal(slots[0], theirs)
+
+
+@given(st.integers(0, 300), SEED, st.sampled_from([0.0, 0.1]))
+def test_update_rules(n, seed, decay):
+    w, m, g = (normal(n, seed=seed + k) for k in range(3))
+    v = np.abs(normal(n, seed=seed + 3))
+    np.testing.assert_allclose(*both("sgd", w, g, 0.5, 0.1, decay, out=0), rtol=1e-5, atol=1e-6)
+    for out in range(2):
+        ours, theirs = both("momentum", w, m, g, 0.5, 0.1, 0.9, decay, out=out)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    for out in range(3):
+        ours, theirs = both("adam", w, m, v, g, 0.5, 0.1, 0.9, 0.999, 1e-8, 3, decay, 0.2, out=out)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_the_number_of_threads_changes_no_bit(threads):
+    rows, width = LARGE
+    z, t = normal(*LARGE), np.arange(rows, dtype=np.int32)
+    calls = [
+        ("bias", (z, normal(width), True), 0),
+        ("column_sums", (z, np.zeros(width, np.float32), False), 1),
+        ("cross_entropy", (z, t, np.zeros(2, np.float32)), 0),
+        ("cross_entropy", (z, t, np.zeros(2, np.float32)), 2),
+        ("adam", (z, z.copy(), np.abs(z), z.copy(), 0.5, 0.1, 0.9, 0.999, 1e-8, 3, 0.0, 0.0), 0),
+    ]
+    for name, arguments, out in calls:
+        results = []
+        for count in (1, threads):
+            with threadpoolctl.threadpool_limits(count):
+                results.append(both(name, *arguments, out=out)[0])
+        np.testing.assert_array_equal(*results)
+
+
+def test_without_the_library_numpys_expressions_serve(monkeypatch, tmp_path):
+    monkeypatch.setattr(host, "OpenMP", lambda: OpenMP(tmp_path / "none.so"))
+    assert isinstance(host.best_kernels(), Expressions)
