@@ -39,8 +39,9 @@ def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
         status = _leave(farewell, "interrupted", INTERRUPTED)
     except InputError as error:
         status = _leave(farewell, f"error: {error}", USAGE)
-    except SystemExit as leave:  # --help
-        status = leave.code if isinstance(leave.code, int) else 1
+    except SystemExit as leave:  # --help leaves with 0 on all ranks; anything else may be one rank's alone
+        status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        status = status and _leave(farewell, f"sys.exit: {leave.code}", status)
     except BaseException:
         status = _leave(farewell, traceback.format_exc(), 1)
     sys.exit(status)
