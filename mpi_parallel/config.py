@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from mpi_parallel.options import InputError, at_least, between, option, positive, share
+from mpi_parallel.options import InputError, at_least, between, memory_size, option, positive, share
 
 # Counts travel in the float32 tail of the merged gradient, and float32 counts exactly up to here.
 LARGEST_BATCH = 2**24
@@ -21,6 +21,27 @@ class DataOptions:
     validation: float = option(
         0.0, "share of the training rows to hold out when the file has no validation split", check=between(0, 1)
     )
+    memory: str | None = option(
+        None,
+        "memory of a node for rows of the file, such as 512M; by default half of what the node has available",
+        check=memory_size,
+        name="SIZE",
+    )
+    holding: str = option(
+        "auto",
+        "resident keeps the rows in memory, streaming reads them anew in each epoch, in another order; "
+        "auto is resident where the training rows fit",
+        choices=("auto", "resident", "streaming"),
+    )
+    window: str = option(
+        "256M",
+        "rows that streaming shuffles together, of all shards; part of what makes its order",
+        check=memory_size,
+        name="SIZE",
+    )
+    shift: int = option(0, "move training images by up to so many pixels each way", check=at_least(0), name="PIXELS")
+    flip: bool = option(False, "mirror half of the training images, left to right")
+    erase: float = option(0.0, "share of the training images that lose a random rectangle", check=between(0, 1.0000001))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 Check = Callable[[Any], str | None]
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class InputError(ValueError):
@@ -56,6 +57,21 @@ def at_least(low: float) -> Check:
 def between(low: float, high: float) -> Check:
     """A check that a number lies in [low, high)."""
     return lambda value: None if low <= value < high else f"must be at least {low} and below {high}"
+
+
+def bytes_of(size: str) -> int:
+    """The bytes of a size such as 512M or 2.5G; the letters stand for powers of 1024. Raises ValueError."""
+    text = size.strip().upper().removesuffix("B").removesuffix("I")
+    letter = text[-1:] if text[-1:] in UNITS else ""
+    return int(float(text.removesuffix(letter)) * UNITS[letter])
+
+
+def memory_size(value: str) -> str | None:
+    """A check that `bytes_of` understands the value."""
+    try:
+        return None if bytes_of(value) > 0 else "must be more than nothing"
+    except (ValueError, OverflowError):
+        return "give a size such as 512M or 2G"
 
 
 def share(value: float) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mpi_parallel.config import TrainConfig
+from mpi_parallel.data_parallel.augmentation import augmentation_of
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows, class_count, evaluation_rows
+from mpi_parallel.data_parallel.memory import budget_of
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import open_device
 from mpi_parallel.device.clock import Clock
@@ -33,8 +35,10 @@ def main(world: Communicator, arguments: list[str]) -> int:
     comm = grid.data
 
     data = open_image_set(config.data, batch.seed, comm)
-    training = TrainingRows(data, batch.shards, batch.seed, comm, device)
-    validation, test = (evaluation_rows(part, training.scaler, comm, device) for part in (data.validation, data.test))
+    budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
+    training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment)
+    left = budget.less(training.bytes)
+    validation, test = (evaluation_rows(s, training.scaler, comm, device, left) for s in (data.validation, data.test))
     classes = class_count(data, training, [validation, test], comm)
 
     model = MLP(device, (data.features, *config.model.hidden, classes), config.model.dropout, batch.seed)

@@ -24,6 +24,7 @@ from mpi_parallel.options import InputError
 SPLITS = ("train", "validation", "test")
 SHARES = (0.7, 0.1, 0.2)  # where the file has no splits
 MOST_CLASSES = 2**20  # where the file does not name its classes: a stray label must not make a network of gigabytes
+LISTED_ROWS, LABELS_AT_ONCE = 1024, 2**20
 
 
 @dataclass(frozen=True)
@@ -37,43 +38,95 @@ class Split:
     images: str
     labels: str
     length: int
+    shape: tuple[int, ...]  # of an image
+    dtype: np.dtype[Any]  # in the byte order of this machine
+    chunk: int = 1  # images in a chunk of the file
     rows: NDArray[np.int64] | None = None
     classes: int = MOST_CLASSES
 
     def __len__(self) -> int:
         return self.length
 
-    def read(self, part: range) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        """The part's images (n, features), in the file's type, and labels (n,). Raises InputError on bad values."""
+    def read(self, part: range, images: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """The part's images (n, features), in the file's type but this machine's byte order, and labels (n,).
+
+        The images go to the array that is given, or to one of their own. Raises InputError on bad values.
+        """
         with open_file(self.path) as file:
-            if self.rows is None:
-                where = slice(part.start, part.stop)
-                images, labels = file[self.images][where], file[self.labels][where]
-            else:
-                images, labels = self._pick(file, self.rows[part.start : part.stop])
-        images = images.reshape(len(part), prod(images.shape[1:]))  # -1 would not do for no rows
-        self._check(images, labels, part)
-        return _native(images), labels.astype(np.int32)
+            if images is None:
+                images = self.empty(len(part))
+            labels = np.empty(len(part), np.int32)
+            # Listed rows are read piece by piece together with what lies between them, of which little is to be held.
+            step = len(part) if self.rows is None else LISTED_ROWS
+            for start in range(0, len(part), step or 1):
+                piece, where = part[start : start + step], slice(start, start + step)
+                if self.rows is None:
+                    self.load(file, piece, images[where], labels[where])
+                    continue
+                around, theirs = self.empty(self.span(piece)), np.empty(self.span(piece), np.int32)
+                at = self.load(file, piece, around, theirs)
+                np.take(around, at, axis=0, out=images[where])
+                np.take(theirs, at, out=labels[where])
+        return images, labels
+
+    def load(self, file: h5py.File, part: range, images: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Read the rows of the file from the part's first to its last into images (span, features) and labels (span,).
+
+        Returns which of them are the part's (n,). Raises InputError on bad values of these.
+        """
+        first = self.row(part.start)
+        rows, source = slice(first, first + len(images)), file[self.images]
+        source.read_direct(images.reshape(len(images), *self.shape), rows)
+        given = _native(file[self.labels][rows])
+        at = np.arange(len(part)) if self.rows is None else self.rows[part.start : part.stop] - first
+        self._check(images, given[at], part, at)
+        labels[:] = given.astype(np.int32)
+        return at
+
+    @property
+    def features(self) -> int:
+        """Numbers in one image."""
+        return prod(self.shape)
+
+    def empty(self, n: int) -> NDArray[Any]:
+        """An array for n images (n, features)."""
+        return np.empty((n, self.features), self.dtype)
 
     def row(self, place: int) -> int:
         """The row of the file's dataset at this place of the split."""
         return place if self.rows is None else int(self.rows[place])
 
-    def _pick(self, file: h5py.File, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Listed rows: one contiguous read over them and a choice in memory, as HDF5 is slow at single rows."""
-        if not len(rows):
-            return file[self.images][:0], file[self.labels][:0]
-        span, chosen = slice(rows[0], rows[-1] + 1), rows - rows[0]
-        return file[self.images][span][chosen], file[self.labels][span][chosen]
+    def span(self, part: range) -> int:
+        """How many rows of the file lie from the part's first to its last; the part is not empty."""
+        return self.row(part[-1]) + 1 - self.row(part[0])
 
-    def _check(self, images: NDArray[Any], labels: NDArray[Any], part: range) -> None:
-        if images.dtype.kind == "f":
-            bad = np.flatnonzero(~np.isfinite(images).all(axis=1))
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each row of the file: how many of the split's rows lie before it."""
+        return rows if self.rows is None else np.searchsorted(self.rows, rows)
+
+    def largest_label(self, part: range) -> int:
+        """The largest label of the part, -1 when it is empty; they are read piece by piece."""
+        largest = -1
+        with open_file(self.path) as file:
+            for start in range(part.start, part.stop, LABELS_AT_ONCE):
+                piece = range(start, min(start + LABELS_AT_ONCE, part.stop))
+                labels = _native(file[self.labels][self.row(piece[0]) : self.row(piece[-1]) + 1])
+                labels = labels if self.rows is None else labels[self.rows[start : piece.stop] - self.row(start)]
+                self._check_labels(labels, piece)
+                largest = max(largest, int(labels.max()))
+        return largest
+
+    def _check(self, images: NDArray[Any], labels: NDArray[Any], part: range, at: NDArray[np.int64]) -> None:
+        if images.dtype.kind == "f" and not np.isfinite(images).all():
+            bad = np.flatnonzero(~np.isfinite(images[at]).all(axis=1))
             if bad.size:
                 raise InputError(
                     f"{self.path}: {self.images} row {self.row(part.start + int(bad[0]))} has a pixel that is not "
                     f"finite ({bad.size} such rows among the {len(part)} read here); clean the file first"
                 )
+        self._check_labels(labels, part)
+
+    def _check_labels(self, labels: NDArray[Any], part: range) -> None:
         for place in (labels.argmin(), labels.argmax()) if labels.size else ():
             if not 0 <= labels[place] < self.classes:
                 row = self.row(part.start + int(place))
@@ -177,7 +230,8 @@ def _split(file: h5py.File, path: str, images: str, labels: str) -> Split:
         raise InputError(f"{path}: {labels} is {targets.dtype} {targets.shape}; labels are whole numbers (N,)")
     if len(pixels) != len(targets):
         raise InputError(f"{path}: {len(pixels)} rows in {images}, but {len(targets)} in {labels}")
-    return Split(path, images, labels, len(pixels))
+    chunk = pixels.chunks[0] if pixels.chunks else 1
+    return Split(path, images, labels, len(pixels), pixels.shape[1:], pixels.dtype.newbyteorder("="), chunk)
 
 
 def _same_kind(images: h5py.Dataset, shape: tuple[int, ...], path: str, first: str) -> None:

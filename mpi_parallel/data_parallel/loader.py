@@ -1,48 +1,30 @@
-"""Rows in memory: a rank reads its shards once, keeps them as they are in the file, and hands out batches."""
+"""A rank's part of the training split, resident or streamed, and the batches that every epoch draws from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel import order
+from mpi_parallel.data_parallel.augmentation import Augmentation
 from mpi_parallel.data_parallel.dataset import ImageSet, Split
-from mpi_parallel.data_parallel.scaling import Scaler, standardise
+from mpi_parallel.data_parallel.memory import Budget, Shared
+from mpi_parallel.data_parallel.rows import Rows, StreamedRows
+from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
+from mpi_parallel.data_parallel.streaming import pieces, stream_in_order, stream_shuffled
+from mpi_parallel.data_parallel.windows import row_bytes
 from mpi_parallel.device import Array, Device
-from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block, dealt
 from mpi_parallel.options import InputError
 
+__all__ = ["Batch", "Rows", "TrainingRows", "class_count", "evaluation_rows"]
 
-class Rows:
-    """Images (n, features) and labels (n,) that this rank holds, and the way from there to a network's input."""
-
-    def __init__(self, images: NDArray[Any], labels: NDArray[np.int32], scaler: Scaler, device: Device) -> None:
-        self.images: Array = device.to_device(images)
-        self.labels: Array = device.to_device(labels)
-        self.mean: Array = device.to_device(scaler.mean.astype(np.float32))
-        self.inverse_std: Array = device.to_device((1 / scaler.std).astype(np.float32))
-        # Unless it may clip, NumPy's take checks the whole index first and copies the result; CuPy's takes no mode.
-        self._unchecked = {"mode": "clip"} if device.xp is np else {}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def gather(self, ws: Workspace, index: Array) -> tuple[Array, Array]:
-        """Standardised images (B, features) float32 and labels (B,) int32 of the rows in `index` (B,) int64."""
-        raw = ws.empty((len(index), self.images.shape[1]), self.images.dtype)
-        x, t = ws.empty(raw.shape), ws.empty((len(index),), np.int32)
-        ws.xp.take(self.images, index, axis=0, out=raw, **self._unchecked)
-        ws.xp.take(self.labels, index, out=t, **self._unchecked)
-        ws.xp.subtract(raw, self.mean, out=x)
-        x *= self.inverse_std
-        return x, t
+POSITIONS_AT_ONCE = 2**16  # of this rank: their order is worked out together
 
 
 @dataclass(frozen=True)
@@ -60,20 +42,40 @@ class Batch:
 
 
 class TrainingRows:
-    """This rank's shards of the training split, and the batches that every epoch draws from them."""
+    """This rank's shards of the training split, and the batches that every epoch draws from them.
 
-    def __init__(self, data: ImageSet, shards: int, seed: int, comm: Communicator, device: Device) -> None:
-        """Read the rank's shards, and no more. Raises InputError for bad values and for fewer rows than ranks."""
-        self.total, self.of, self.seed, self.device = len(data.train), shards, seed, device
+    `holding` says how: "resident" rows are read once and kept, "streaming" ones are read anew in each epoch. Which it
+    is decides the order of the samples, the number of ranks does not.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        shards: int,
+        seed: int,
+        comm: Communicator,
+        device: Device,
+        budget: Budget | None = None,
+        augment: Augmentation | None = None,
+        peers: Communicator | None = None,
+    ) -> None:
+        """Find out how the shards are held, and read them, or see through them, once.
+
+        `peers` are ranks that need the same rows as this one: those on its node keep one copy together. Raises
+        InputError for bad values, for fewer rows than ranks and where the budget is too small for either way.
+        """
+        self.total, self.of, self.seed, self.comm, self.device = len(data.train), shards, seed, comm, device
         if self.total < comm.size:
             raise InputError(f"{data.path}: {self.total} training rows for {comm.size} ranks: use fewer ranks")
+        self.parts = {shard: block(self.total, shards, shard) for shard in dealt(shards, comm.size, comm.rank)}
         self.shards = dealt(shards, comm.size, comm.rank)
-        parts = {shard: data.train.read(block(self.total, shards, shard)) for shard in self.shards}
-        images = _join([part[0] for part in parts.values()], (0, data.features), data.dtype)
-        labels = _join([part[1] for part in parts.values()], (0,), np.dtype(np.int32))
-        self.largest_label = comm.maximum(int(labels.max(initial=-1)))
-        self.scaler = _scaler(data, {shard: part[0] for shard, part in parts.items()}, shards, comm)
-        self.rows = Rows(images, labels, self.scaler, device)
+        self.peers = None if peers is None else peers.node()
+        held = sum(map(len, self.parts.values())) * row_bytes(data.train)
+        self.bytes = held // (self.peers.size if self.peers else 1)
+        self.budget = budget or Budget()
+        fits = not comm.maximum(int(not self.budget.fits(self.bytes)))
+        self.holding = "resident" if fits else "streaming"
+        (self._keep if fits else self._pass_through)(data, augment)
 
     def steps(self, batch_size: int) -> int:
         """Steps of an epoch; the last one may be short."""
@@ -81,37 +83,69 @@ class TrainingRows:
 
     def epoch(self, number: int, batch_size: int) -> Iterator[Batch]:
         """The rank's part of every step of an epoch (numbered from 0); some parts may be empty."""
-        positions = order.positions_of(self.shards, self.total, self.of)
-        local = order.local_order(self.shards, self.total, self.of, self.seed, number)
-        keys = self.device.to_device(order.row_keys(positions, self.seed, number))
-        index = self.device.to_device(local)
-        starts = np.arange(self.steps(batch_size) + 1) * batch_size
-        edges = np.searchsorted(positions, starts).tolist()
-        for start, stop in pairwise(edges):
-            yield Batch(index[start:stop], keys[start:stop])
+        self.rows.rewind(number)
+        at_once = max(1, POSITIONS_AT_ONCE * self.of // max(1, len(self.shards)) // batch_size) * batch_size
+        for first in range(0, self.total, at_once):
+            span = range(first, min(first + at_once, self.total))
+            positions = order.positions_of(self.shards, self.total, self.of, span)
+            keys = self.device.to_device(order.row_keys(positions, self.seed, number))
+            if self.holding == "resident":
+                local = order.local_order(self.shards, self.total, self.of, self.seed, number, span)
+            else:
+                local = np.arange(len(positions))  # they come in this order
+            index = self.device.to_device(local)
+            starts = np.arange(span.start, span.stop + batch_size, batch_size)
+            for start, stop in pairwise(np.searchsorted(positions, starts).tolist()):
+                yield Batch(index[start:stop], keys[start:stop])
+
+    def _keep(self, data: ImageSet, augment: Augmentation | None) -> None:
+        """Read the shards into one array, one after the other; peers read different shards of it."""
+        count = sum(map(len, self.parts.values()))
+        images = Shared(self.peers, (count, data.features), data.dtype)
+        labels = Shared(self.peers, (count,), np.dtype(np.int32))
+        turns, turn = (self.peers.size, self.peers.rank) if self.peers else (1, 0)
+        held, start = {}, 0
+        for number, (shard, part) in enumerate(self.parts.items()):
+            where = slice(start, start + len(part))
+            held[shard], start = images.array[where], where.stop
+            if number % turns == turn:
+                _, labels.array[where] = data.train.read(part, images.array[where])
+        images.settle()
+        labels.settle()
+        self.scaler = _scaler(data, held, self.of, self.comm)
+        self.rows = Rows(images.array, labels.array, self.scaler, self.device, augment)
+
+    def _pass_through(self, data: ImageSet, augment: Augmentation | None) -> None:
+        """Open the stream and see through all labels, and through the images where the file has no moments of them."""
+        stream = stream_shuffled(data.train, self.parts, self.of, self.seed, self.budget, self.comm)
+        largest = max(map(data.train.largest_label, self.parts.values()), default=-1)
+        blocks = dict(zip(self.parts, stream.blocks, strict=True)) if data.mean is None else {}
+        seen = {shard: moments_of_pieces(pieces(data.train, own)) for shard, own in blocks.items() if own}
+        self.scaler = _scaler(data, seen, self.of, self.comm)
+        self.rows = StreamedRows(stream, largest, self.scaler, self.device, augment)
 
 
-def evaluation_rows(split: Split | None, scaler: Scaler, comm: Communicator, device: Device) -> Rows | None:
-    """This rank's block of a split that is evaluated."""
+def evaluation_rows(
+    split: Split | None, scaler: Scaler, comm: Communicator, device: Device, budget: Budget | None = None
+) -> Rows | None:
+    """This rank's block of a split that is evaluated; streamed, in the order of the file, where it does not fit."""
     if split is None:
         return None
-    images, labels = split.read(block(len(split), comm.size, comm.rank))
-    return Rows(images, labels, scaler, device)
+    part = block(len(split), comm.size, comm.rank)
+    if (budget or Budget()).fits(len(part) * row_bytes(split)):
+        return Rows(*split.read(part), scaler, device)
+    return StreamedRows(stream_in_order(split, part), split.largest_label(part), scaler, device)
 
 
 def class_count(data: ImageSet, training: TrainingRows, others: list[Rows | None], comm: Communicator) -> int:
     """How many classes: as many as the file names, else one more than the largest label."""
     if data.classes is not None:
         return len(data.classes)
-    held = [int(rows.labels.max()) for rows in others if rows is not None and len(rows)]
-    return 1 + max(training.largest_label, comm.maximum(max(held, default=-1)))
+    held = max((rows.largest_label for rows in others if rows is not None), default=-1)
+    return 1 + comm.maximum(max(training.rows.largest_label, held))
 
 
-def _join(parts: list[NDArray[Any]], empty: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros(empty, dtype)
-
-
-def _scaler(data: ImageSet, shards: dict[int, NDArray[Any]], of: int, comm: Communicator) -> Scaler:
+def _scaler(data: ImageSet, shards: Mapping[int, Any], of: int, comm: Communicator) -> Scaler:
     """The file's own moments where it has them, else those of the training rows."""
     if data.mean is not None:
         return Scaler.of(data.mean, data.std)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.mpi.partition import block
-from mpi_parallel.device.hashing import combine, combine_int, mix
+from mpi_parallel.nn.hashing import combine, combine_int, mix
 
 ROUNDS = 6  # four make a good cipher of wide words (Luby and Rackoff 1988); halves of a few bits want some more
 # What the same (seed, epoch) is hashed for, so that no two uses see the same bits.
@@ -46,21 +46,25 @@ def shard_order(n: int, shard: int, seed: int, epoch: int) -> Integers:
     return permute(np.arange(n), n, combine_int(ORDER, seed, epoch, shard))
 
 
-def positions_of(shards: range, total: int, of: int) -> Integers:
-    """The epoch's positions, ascending, that belong to these of `of` shards of `total` rows."""
-    places = -(-total // of)
-    positions = (np.arange(places)[:, None] * of + np.asarray(shards, np.int64)[None, :]).ravel()
-    return positions[positions < total]
+def positions_of(shards: range, total: int, of: int, span: range | None = None) -> Integers:
+    """The epoch's positions, ascending, that belong to these of `of` shards of `total` rows; those in `span` only."""
+    positions = _grid(shards, of, _places(total, of, span))
+    return positions[_inside(positions, total, span)]
 
 
-def local_order(shards: range, total: int, of: int, seed: int, epoch: int) -> Integers:
+def local_order(shards: range, total: int, of: int, seed: int, epoch: int, span: range | None = None) -> Integers:
     """For each of `positions_of(...)`: the row among those of these shards, laid one shard after the other."""
-    lengths = [len(block(total, of, shard)) for shard in shards]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    rows = np.full((-(-total // of), len(shards)), -1, np.int64)
-    for column, (shard, length) in enumerate(zip(shards, lengths, strict=True)):
-        rows[:length, column] = starts[column] + shard_order(length, shard, seed, epoch)
-    return rows[rows >= 0]
+    lengths = np.array([len(block(total, of, shard)) for shard in shards], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    keys = np.array([combine_int(ORDER, seed, epoch, shard) for shard in shards], np.uint32)
+    places = _places(total, of, span)
+    rows = np.full((len(places), len(shards)), -1, np.int64)
+    for length in set(lengths.tolist()):  # two at most: all shards of a length are permuted together
+        same = np.flatnonzero(lengths == length)
+        held = np.arange(places.start, max(places.start, min(places.stop, length)))
+        images = permute(np.repeat(held, len(same)), length, np.tile(keys[same], len(held)))
+        rows[: len(held), same] = images.reshape(len(held), len(same)) + starts[same]
+    return rows[_inside(_grid(shards, of, places), total, span)]
 
 
 def row_keys(positions: Integers, seed: int, epoch: int) -> Keys:
@@ -68,6 +72,22 @@ def row_keys(positions: Integers, seed: int, epoch: int) -> Keys:
     words: Any = positions.astype(np.uint32)
     keys: Keys = combine(np.array([combine_int(ROW_KEYS, seed, epoch)], np.uint32), words)
     return keys
+
+
+def _places(total: int, of: int, span: range | None) -> range:
+    """The places of the shards that these positions touch."""
+    return range(-(-total // of)) if span is None else range(span.start // of, -(-min(span.stop, total) // of))
+
+
+def _grid(shards: range, of: int, places: range) -> Integers:
+    """(places, shards) the position of each."""
+    return np.arange(places.start, places.stop)[:, None] * of + np.asarray(shards, np.int64)[None, :]
+
+
+def _inside(positions: Integers, total: int, span: range | None) -> NDArray[np.bool_]:
+    """Which positions are there and asked for."""
+    first, last = (0, total) if span is None else (span.start, min(span.stop, total))
+    return (positions >= first) & (positions < last)
 
 
 def _feistel(words: Keys, keys: Keys, half: int) -> Keys:

@@ -26,17 +26,17 @@ class Replica:
         parts = list(batch.parts(self.micro_batch))
         for part in parts:
             self._accumulate(part, on_ready if part is parts[-1] else _nobody)
-        self.store.flag_bad()
         self.store.tail[COUNT] += len(batch.index)
         self.clock.enter("other")
 
     def score(self, rows: Rows) -> tuple[float, int, int]:
         """Summed loss, number correct and number of these rows, without dropout."""
         loss, correct = 0.0, 0
-        index = self.workspace.xp.arange(len(rows))
+        rows.rewind()
         for start in range(0, len(rows), EVALUATION_ROWS):
             self.workspace.reset()
-            x, t = rows.gather(self.workspace, index[start : start + EVALUATION_ROWS])
+            index = self.workspace.xp.arange(start, min(start + EVALUATION_ROWS, len(rows)))
+            x, t = rows.gather(self.workspace, index)
             logits, _ = self.model.inference.forward(x)
             self.store.tail.fill(0)
             self.model.loss_gradient(logits, t, self.store.tail)
@@ -47,11 +47,10 @@ class Replica:
     def _accumulate(self, part: Batch, on_ready: Ready) -> None:
         self.clock.enter("data")
         self.workspace.reset()  # what the micro-batch before left is not needed any more
-        x, t = self.rows.gather(self.workspace, part.index)
+        x, t = self.rows.gather(self.workspace, part.index, part.keys)
         self.clock.enter("compute")
         logits, backward = self.model.training.forward(x, part.keys)
         backward(self.model.loss_gradient(logits, t, self.store.tail), on_ready)
-        self.store.accumulating = True
 
 
 def _nobody(parameters: object) -> None:

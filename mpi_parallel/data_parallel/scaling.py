@@ -5,6 +5,7 @@ Every shard gives its own moments and the shards are merged in their order, so t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +42,22 @@ def moments(rows: NDArray[Any]) -> tuple[Values, Values]:
     return origin + mean, np.einsum("nf,nf->f", values, values)
 
 
-def standardise(shards: dict[int, NDArray[Any]], lengths: list[int], features: int, comm: Communicator) -> Scaler:
-    """The per-feature scaler of the training rows, from each rank's shards (rows, features) by their number.
+def moments_of_pieces(pieces: Iterable[NDArray[Any]]) -> tuple[Values, Values]:
+    """The moments of rows that come piece by piece, none of them empty."""
+    mean, squares, count = np.zeros(1), np.zeros(1), 0
+    for piece in pieces:
+        mean, squares = _together(count, mean, squares, len(piece), *moments(piece))
+        count += len(piece)
+    return mean, squares
 
-    `lengths` are the rows of all shards. Merged pairwise as Chan, Golub and LeVeque (1979) do, without loss of
-    precision.
+
+def standardise(
+    shards: Mapping[int, NDArray[Any] | tuple[Values, Values]], lengths: list[int], features: int, comm: Communicator
+) -> Scaler:
+    """The per-feature scaler of the training rows, from each rank's shards by their number.
+
+    A shard is given as its rows (n, features) or as their moments. `lengths` are the rows of all shards.
+    Merged pairwise as Chan, Golub and LeVeque (1979) do, without loss of precision.
     """
     slabs = [slice(start, min(start + SLAB, features)) for start in range(0, features, SLAB)]
     merged = [_merge(shards, lengths, slab, comm) for slab in slabs]
@@ -54,18 +66,27 @@ def standardise(shards: dict[int, NDArray[Any]], lengths: list[int], features: i
 
 
 def _merge(
-    shards: dict[int, NDArray[Any]], lengths: list[int], slab: slice, comm: Communicator
+    shards: Mapping[int, NDArray[Any] | tuple[Values, Values]], lengths: list[int], slab: slice, comm: Communicator
 ) -> tuple[Values, Values]:
     table = np.zeros((len(lengths), 2, slab.stop - slab.start))
     for number, rows in shards.items():
-        if len(rows):
+        if isinstance(rows, tuple):
+            table[number] = [values[slab] for values in rows]
+        elif len(rows):
             table[number] = moments(rows[:, slab])
     comm.sum(table)  # each shard's entry comes from one rank, the others add zeros: exact
     count, mean, squares = 0, np.zeros(table.shape[2]), np.zeros(table.shape[2])
     for length, (shard_mean, shard_squares) in zip(lengths, table, strict=True):
         if length:
-            delta = shard_mean - mean
+            mean, squares = _together(count, mean, squares, length, shard_mean, shard_squares)
             count += length
-            mean += delta * (length / count)
-            squares += shard_squares + delta * delta * ((count - length) * length / count)
     return mean, squares
+
+
+def _together(
+    count: int, mean: Values, squares: Values, more: int, more_mean: Values, more_squares: Values
+) -> tuple[Values, Values]:
+    """The moments of `count` rows and `more` rows."""
+    delta = more_mean - mean
+    whole = count + more
+    return mean + delta * (more / whole), squares + (more_squares + delta * delta * (count * more / whole))

@@ -86,7 +86,9 @@ def test_steps_draw_evenly_from_the_ranks(path):
 def test_a_rank_reads_its_shards_and_its_block_alone(path, monkeypatch):
     asked = {"train/images": [], "test/images": []}
     read = Split.read
-    monkeypatch.setattr(Split, "read", lambda split, part: [asked[split.images].append(part), read(split, part)][1])
+    monkeypatch.setattr(
+        Split, "read", lambda split, part, *to: [asked[split.images].append(part), read(split, part, *to)][1]
+    )
     comm = world()
     assemble(numbered(path, 50), comm, shards=6)
     assert asked["train/images"] == [block(50, 6, shard) for shard in range(comm.rank, 6, comm.size)]

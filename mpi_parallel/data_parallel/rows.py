@@ -1,0 +1,109 @@
+"""Rows that a rank has at hand, and the way from there to a network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.data_parallel.augmentation import Augmentation
+from mpi_parallel.data_parallel.scaling import Scaler
+from mpi_parallel.data_parallel.streaming import Stream
+from mpi_parallel.device import Array, Device
+from mpi_parallel.device.workspace import Workspace
+
+Piece = tuple[slice, Array, Array, Array]  # where in the batch, images, labels and which of them
+
+
+class Rows:
+    """Images (n, features) and labels (n,) that this rank holds."""
+
+    def __init__(
+        self, images: NDArray[Any], labels: NDArray[np.int32], scaler: Scaler, device: Device,
+        augment: Augmentation | None = None,
+    ) -> None:  # fmt: skip
+        self.images: Array = device.to_device(images)
+        self.labels: Array = device.to_device(labels)
+        self.mean: Array = device.to_device(scaler.mean.astype(np.float32))
+        self.inverse_std: Array = device.to_device((1 / scaler.std).astype(np.float32))
+        self.device, self.augment = device, augment
+        # Unless it may clip, NumPy's take checks the index first and copies the result; CuPy's has no such choice.
+        self._unchecked = {"mode": "clip"} if device.xp is np else {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def largest_label(self) -> int:
+        """-1 where there are no rows."""
+        return int(self.labels.max()) if len(self.labels) else -1
+
+    def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
+        """Standardised images (B, features) float32 and labels (B,) int32 of the rows in `index` (B,) int64.
+
+        `keys` (B,) uint32 name the rows to what is random in their augmentation.
+        """
+        x, t = ws.empty((len(index), self.images.shape[1])), ws.empty((len(index),), np.int32)
+        for where, images, labels, chosen in self.pieces(index):
+            ws.xp.take(labels, chosen, out=t[where], **self._unchecked)
+            self._standardise(ws, images, chosen, x[where], None if keys is None else keys[where])
+        return x, t
+
+    def pieces(self, index: Array) -> Iterator[Piece]:
+        """Where the rows of `index` are, as many at a time as are at hand."""
+        yield slice(None), self.images, self.labels, index
+
+    def rewind(self, epoch: int = 0) -> None:
+        """The rows will now be asked for in the order of this epoch."""
+
+    def close(self) -> None:
+        """The rows will not be asked for again."""
+
+    def _standardise(self, ws: Workspace, images: Array, index: Array, x: Array, keys: Array | None) -> None:
+        """The one way from the file's numbers to the network's."""
+        raw = ws.empty(x.shape, images.dtype)
+        ws.xp.take(images, index, axis=0, out=raw, **self._unchecked)
+        if self.augment is not None:
+            assert keys is not None, "augmentation must be told which rows these are"
+            raw = self.augment(ws, raw, keys)
+        ws.xp.subtract(raw, self.mean, out=x)
+        x *= self.inverse_std
+
+
+class StreamedRows(Rows):
+    """Rows that pass by in the order of their use; `index` tells only how many are asked for next."""
+
+    def __init__(
+        self, stream: Stream, largest_label: int, scaler: Scaler, device: Device, augment: Augmentation | None = None
+    ) -> None:
+        """`largest_label` is that of all rows, which somebody has seen through."""
+        buffers = stream.buffers
+        super().__init__(buffers.images[:0], buffers.labels[:0], scaler, device, augment)
+        self.stream, self._largest_label = stream, largest_label
+
+    @property
+    def largest_label(self) -> int:
+        return self._largest_label
+
+    def __len__(self) -> int:
+        return sum(self.stream.lengths)
+
+    def pieces(self, index: Array) -> Iterator[Piece]:
+        buffers, start = self.stream.buffers, 0
+        while start < len(index):
+            slots = self.stream.take(len(index) - start)
+            where = slice(start, start + len(slots))
+            start = where.stop
+            if self.device.kind == "cpu":
+                yield where, buffers.images, buffers.labels, slots
+            else:  # only what a batch needs goes to the GPU
+                images, labels = (self.device.to_device(held[slots]) for held in (buffers.images, buffers.labels))
+                yield where, images, labels, self.device.xp.arange(len(slots))
+
+    def rewind(self, epoch: int = 0) -> None:
+        self.stream.start(epoch)
+
+    def close(self) -> None:
+        self.stream.close()

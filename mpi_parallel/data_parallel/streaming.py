@@ -1,0 +1,212 @@
+"""Rows that do not fit into memory: a thread reads windows of them ahead into a bounded pool of buffers.
+
+The thread reads in the order of need and waits when all buffers are full; whoever trains waits when what it needs is
+not there yet. h5py gives up Python's lock while HDF5 reads and unpacks, so reading overlaps with the arithmetic. There
+is no fork: MPI and threads of BLAS do not survive one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from heapq import merge
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.data_parallel.dataset import Split, open_file
+from mpi_parallel.data_parallel.memory import Budget
+from mpi_parallel.data_parallel.order import Integers
+from mpi_parallel.data_parallel.windows import SLOT_BYTES, Window, blocks_of, cut_of, in_file_order, row_bytes, shuffled
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError
+
+MOST_PLACES = 64  # of each lane that are dealt at a time
+IN_ORDER_WINDOW = 8 << 20
+FOREVER = 2**62
+Schedule = Callable[[int], list[Iterator[Window]]]
+
+
+@dataclass
+class Loaded:
+    """A window in memory: its buffer and the slots of its rows, in the order of their use, from `next` on."""
+
+    buffer: int
+    slots: Integers
+    next: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.slots) - self.next
+
+
+class Buffers:
+    """`count` buffers of `capacity` rows each, as one array; a row of it is a slot."""
+
+    def __init__(self, count: int, capacity: int, features: int, dtype: np.dtype[Any]) -> None:
+        self.count, self.capacity = count, capacity
+        self.images = np.empty((count * capacity, features), dtype)
+        self.labels = np.empty(count * capacity, np.int32)
+
+    def load(self, split: Split, file: Any, buffer: int, window: Window) -> Loaded:
+        """Read a window into a buffer. Raises InputError for bad values."""
+        start, slots = buffer * self.capacity, []
+        for part in window.parts:
+            span = slice(start, start + split.span(part))
+            slots.append(start + split.load(file, part, self.images[span], self.labels[span]))
+            start = span.stop
+        return Loaded(buffer, np.concatenate(slots)[window.order()])
+
+
+class Stream:
+    """Slots of rows in the order of their use, epoch after epoch.
+
+    `schedule(epoch)` gives each lane's windows in their order; place 0 of every lane comes before place 1 of any. At
+    least as many buffers as lanes are needed: of each lane one window is in use. All others are read ahead.
+    """
+
+    def __init__(
+        self, split: Split, blocks: list[list[range]], schedule: Schedule, buffers: Buffers, epochs: int
+    ) -> None:
+        """`blocks` are those of the lanes, in the order of the file; after `epochs` the reading ends."""
+        assert buffers.count >= len(blocks)
+        self.split, self.blocks, self.schedule, self.buffers, self.epochs = split, blocks, schedule, buffers, epochs
+        self.lengths = [sum(map(len, lane)) for lane in blocks]
+        self._reader: Reader | None = None
+        self._left = self._epoch = -1
+        self._span: Integers = np.zeros(0, np.int64)
+
+    def start(self, epoch: int) -> None:
+        """Go to the start of an epoch; it costs nothing to go on to the next one."""
+        if self._reader is None or self._left or epoch != self._epoch + 1:
+            self.close()
+            self._reader = Reader(self.split, self.schedule, range(epoch, self.epochs), len(self.lengths), self.buffers)
+            weakref.finalize(self, self._reader.close)  # also when the program ends
+            self._current: list[Loaded | None] = [None] * len(self.lengths)
+        self._epoch, self._left, self._place = epoch, sum(self.lengths), 0
+
+    def take(self, most: int) -> Integers:
+        """The slots of the next rows, at most so many and at least one; they are good until the next call.
+
+        Waits for the reader, and raises what it met: InputError for bad values.
+        """
+        if not len(self._span):
+            self._span = self._deal()
+        slots, self._span = self._span[:most], self._span[most:]
+        self._left -= len(slots)
+        return slots
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader, self._span = None, self._span[:0]
+
+    def _deal(self) -> Integers:
+        """Take places from all lanes that still have some, as far as the windows in memory go."""
+        active = [lane for lane, length in enumerate(self.lengths) if self._place < length]
+        loaded = [self._window(lane) for lane in active]
+        places = min(MOST_PLACES, *(window.left for window in loaded)) if len(loaded) > 1 else loaded[0].left
+        table = np.empty((places, len(active)), np.int64)
+        for column, window in enumerate(loaded):
+            table[:, column] = window.slots[window.next : window.next + places]
+            window.next += places
+        self._place += places
+        return table.ravel()
+
+    def _window(self, lane: int) -> Loaded:
+        """The lane's window in use; a used up one is given back first."""
+        assert self._reader is not None
+        window = self._current[lane]
+        if window is None or not window.left:
+            if window is not None:
+                self._reader.free.put(window.buffer)
+            window = self._current[lane] = self._reader.wait(lane)
+        return window
+
+
+class Reader:
+    """The thread that reads ahead, and the queues between it and the stream."""
+
+    def __init__(self, split: Split, schedule: Schedule, epochs: range, lanes: int, buffers: Buffers) -> None:
+        self.free: SimpleQueue[int] = SimpleQueue()
+        self.ready: list[SimpleQueue[Loaded | BaseException]] = [SimpleQueue() for _ in range(lanes)]
+        self.closed = Event()
+        for number in range(buffers.count):
+            self.free.put(number)
+        arguments = (split, schedule, epochs, buffers)
+        self.thread = Thread(target=self._read, args=arguments, name="reader", daemon=True)
+        self.thread.start()
+
+    def wait(self, lane: int) -> Loaded:
+        """The lane's next window, when it is in memory."""
+        window = self.ready[lane].get()
+        if isinstance(window, BaseException):
+            raise window
+        return window
+
+    def close(self) -> None:
+        """Stop, at the end of a window, and wait for that."""
+        self.closed.set()
+        self.free.put(-1)
+        self.thread.join()
+
+    def _read(self, split: Split, schedule: Schedule, epochs: range, buffers: Buffers) -> None:
+        try:
+            with open_file(split.path) as file:
+                for epoch in epochs:
+                    # The windows of all lanes by the place at which they are needed: nothing is waited for in vain.
+                    for window in merge(*schedule(epoch), key=lambda window: (window.first, window.lane)):
+                        buffer = self.free.get()
+                        if self.closed.is_set():
+                            return
+                        self.ready[window.lane].put(buffers.load(split, file, buffer, window))
+        except BaseException as error:  # whoever waits for a window must hear of it
+            for queue in self.ready:
+                queue.put(error)
+
+
+def stream_shuffled(
+    split: Split, parts: Mapping[int, range], of: int, seed: int, budget: Budget, comm: Communicator
+) -> Stream:
+    """The stream of these shards (their places by their number, of `of`), with as many buffers as the budget allows.
+
+    More than two a shard are no use. Raises InputError, on all ranks, where it allows fewer than one and another one.
+    """
+    cut = cut_of(split, budget.window // of)
+    blocks = [blocks_of(split, part, cut) for part in parts.values()]
+    longest = comm.maximum(max((sum(map(split.span, lane)) for lane in blocks), default=0))
+    capacity = max(1, min(cut.capacity, longest))
+    size = capacity * (row_bytes(split) + SLOT_BYTES)
+    lanes = len(blocks)
+    count = int(min(2 * lanes, budget.bytes // size))
+    if comm.maximum(int(count < min(2 * lanes, lanes + 1))):
+        most = comm.maximum(lanes)
+        raise InputError(
+            f"{split.path}: to stream {split.images} a rank keeps {most + 1} windows of {size / 2**20:.1f} MiB, one "
+            f"for each of its shards and one to read ahead, and may take {budget.bytes / 2**20:.1f} MiB: raise "
+            f"--memory, lower --window ({budget.window >> 20}M) or --shards ({of}), or repack the file to "
+            f"smaller chunks than {split.chunk} images"
+        )
+
+    def schedule(epoch: int) -> list[Iterator[Window]]:
+        return [shuffled(lane, shard, blocks[lane], cut, seed, epoch) for lane, shard in enumerate(parts)]
+
+    return Stream(split, blocks, schedule, Buffers(count, capacity, split.features, split.dtype), FOREVER)
+
+
+def stream_in_order(split: Split, part: range) -> Stream:
+    """These places of the split, one after the other, once."""
+    blocks = blocks_of(split, part, cut_of(split, IN_ORDER_WINDOW))
+    buffers = Buffers(3, max(map(split.span, blocks), default=1), split.features, split.dtype)
+    return Stream(split, [blocks], lambda _: [in_file_order(blocks)], buffers, epochs=1)
+
+
+def pieces(split: Split, blocks: Iterable[range]) -> Iterator[NDArray[Any]]:
+    """The images (n, features) of each of these blocks."""
+    for block in blocks:
+        yield split.read(block)[0]
