@@ -11,8 +11,8 @@ import numpy as np
 
 from mpi_parallel.config import DataOptions
 from mpi_parallel.device import Array
+from mpi_parallel.device.hashing import combine, combine_int
 from mpi_parallel.device.workspace import Workspace
-from mpi_parallel.nn.hashing import combine, combine_int
 from mpi_parallel.options import InputError
 
 AUGMENT = 6  # what keys are hashed for; see order.py

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.device.hashing import combine, combine_int, mix
 from mpi_parallel.mpi.partition import block
-from mpi_parallel.nn.hashing import combine, combine_int, mix
 
 ROUNDS = 6  # four make a good cipher of wide words (Luby and Rackoff 1988); halves of a few bits want some more
 # What the same (seed, epoch) is hashed for, so that no two uses see the same bits.

@@ -26,6 +26,7 @@ class Replica:
         parts = list(batch.parts(self.micro_batch))
         for part in parts:
             self._accumulate(part, on_ready if part is parts[-1] else _nobody)
+        self.store.flag_bad()
         self.store.tail[COUNT] += len(batch.index)
         self.clock.enter("other")
 
@@ -51,6 +52,7 @@ class Replica:
         self.clock.enter("compute")
         logits, backward = self.model.training.forward(x, part.keys)
         backward(self.model.loss_gradient(logits, t, self.store.tail), on_ready)
+        self.store.accumulating = True
 
 
 def _nobody(parameters: object) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mpi_parallel.data_parallel.dataset import Split
 from mpi_parallel.data_parallel.order import Integers, permute
-from mpi_parallel.nn.hashing import combine_int
+from mpi_parallel.device.hashing import combine_int
 
 BLOCKS, ROWS = 4, 5  # what (seed, epoch) is hashed for; see order.py
 BLOCKS_OF_A_WINDOW = 8  # a drawn row has come from one of so many places of its shard
