@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-VERBS = ("train", "benchmark")
+VERBS = ("train", "convert", "benchmark")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Readers of foreign file formats: so far IDX, the format of MNIST and its relatives.
+"""IDX, the format of MNIST and its relatives.
 
 An IDX file is two zero bytes, a type code, the number of dimensions, each dimension as a big-endian uint32,
 then the items in C order, big-endian (documented at the foot of http://yann.lecun.com/exdb/mnist/).
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_RATIO = 1032  # deflate cannot expand more: a 258-byte match takes two bits at least
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_RATIO = 1032  # deflate cannot expand more: a 258-byte match takes two bits at least
 _PIECE = 1 << 20
 
 
@@ -35,9 +35,9 @@ def read_idx(path: str | os.PathLike[str], ndim: int | None = None) -> NDArray[A
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: not a regular file")
     with path.open("rb") as file:
-        compressed = file.read(2) == _GZIP_MAGIC
+        compressed = file.read(2) == GZIP_MAGIC
         file.seek(0)
-        at_most = os.fstat(file.fileno()).st_size * (_GZIP_RATIO if compressed else 1)
+        at_most = os.fstat(file.fileno()).st_size * (GZIP_RATIO if compressed else 1)
         if not compressed:
             return _parse(file, at_most, ndim, path)
         try:
@@ -53,7 +53,7 @@ def idx_header(array: NDArray[np.uint8]) -> bytes:
 
 
 def _parse(stream: IO[bytes] | gzip.GzipFile, at_most: int, ndim: int | None, path: Path) -> NDArray[Any]:
-    dtype, shape = _read_header(stream, path)
+    dtype, shape = read_header(stream, path)
     if ndim is not None and len(shape) != ndim:
         raise ValueError(f"{path}: {len(shape)} dimensions {shape}, but {ndim} wanted")
     size = math.prod(shape) * dtype.itemsize
@@ -63,7 +63,8 @@ def _parse(stream: IO[bytes] | gzip.GzipFile, at_most: int, ndim: int | None, pa
     return items.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _read_header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def read_header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape that the start of a stream declares; the items follow. Raises ValueError when it is not IDX."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES or not 1 <= magic[3] <= 4:
         raise ValueError(f"{path}: not an IDX file: it starts with {magic.hex(' ') or 'nothing'}")

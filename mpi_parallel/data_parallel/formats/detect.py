@@ -1,0 +1,82 @@
+"""Which reader a source wants: its content tells, not its name."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpi_parallel.data_parallel.formats.array_source import idx_source
+from mpi_parallel.data_parallel.formats.csv_table import CsvSource
+from mpi_parallel.data_parallel.formats.source import Source, SourceOptions
+from mpi_parallel.options import InputError
+
+HDF5, ZIP, GZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x1f\x8b"
+
+
+def open_sources(names: Sequence[str], options: SourceOptions, split: str | None = None) -> list[Source]:
+    """Readers of the sources, in their order; IDX files are taken in pairs. Raises InputError for what nobody reads."""
+    sources: list[Source] = []
+    idx: list[tuple[Path, int]] = []
+    for name in names:
+        path = Path(name)
+        kind = _kind(path)
+        if kind == "idx":
+            idx.append((path, _dimensions(path)))
+        else:
+            sources.append(CsvSource(path, options, split))
+    return sources + _idx_pairs(idx, split)
+
+
+def _kind(path: Path) -> str:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return "pictures"
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file")
+    start = _start(path)
+    if not start:
+        raise InputError(f"{path}: is empty")
+    if start.startswith(HDF5):
+        return "hdf5"
+    if start.startswith(ZIP):
+        return "npz"
+    return "idx" if start.startswith(b"\0\0") else "csv"
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes, unpacked."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+        if start.startswith(GZIP):
+            with gzip.open(path) as unpacked:
+                return unpacked.read(8)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    return start
+
+
+def _dimensions(path: Path) -> int:
+    start = _start(path)
+    return start[3] if len(start) > 3 else 0
+
+
+def _idx_pairs(files: list[tuple[Path, int]], split: str | None) -> list[Source]:
+    """Images with the labels in the same place of their order; files called t10k or test are the test split."""
+    images = [path for path, dimensions in files if dimensions != 1]
+    labels = [path for path, dimensions in files if dimensions == 1]
+    if len(images) != len(labels):
+        raise InputError(
+            f"IDX files go in pairs: {len(images)} with images ({', '.join(map(str, images)) or 'none'}), "
+            f"{len(labels)} with labels ({', '.join(map(str, labels)) or 'none'})"
+        )
+    return [
+        idx_source(picture, label, split or _split_of(picture)) for picture, label in zip(images, labels, strict=True)
+    ]
+
+
+def _split_of(path: Path) -> str | None:
+    return "test" if path.name.startswith(("t10k", "test")) else None

@@ -1,0 +1,99 @@
+"""The second half of a conversion: every rank puts its rows where they belong, all of them into one file at once.
+
+The h5py of most machines cannot write in parallel. MPI can: one rank makes a file whose datasets are contiguous, which
+HDF5 lets be allocated in advance, and then every rank writes its rows as bytes at their places through MPI-IO. So the
+file is the same for any number of ranks, byte for byte. Where a file system is slow at many writers of one file, a rank
+can write a part file of its own, and a virtual data set makes the parts look like one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.files import SharedFile
+from mpi_parallel.options import InputError
+
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shape and dtype of each dataset, by its path
+COALESCE = 1 << 23  # bytes of neighbouring rows that are written together
+
+
+class Writer(Protocol):
+    """Takes rows from all ranks; `finish` is collective, and then all of it can be read."""
+
+    def write(self, dataset: str, start: int, rows: NDArray[Any]) -> None:
+        """Put rows at `start` and behind."""
+
+    def finish(self) -> None:
+        """Everything has been written."""
+
+
+class OneFile:
+    """All ranks write one file."""
+
+    def __init__(self, path: Path, layout: Layout, comm: Communicator) -> None:
+        self._layout, self._comm = layout, comm
+        offsets = _allocate(path, layout) if comm.rank == 0 else None
+        self._offsets = dict(zip(layout, comm.broadcast(offsets).tolist(), strict=True))
+        self._file = SharedFile(path, comm)
+        self._waiting: dict[str, tuple[int, list[NDArray[Any]], int]] = {}  # first row, rows behind it, how many
+
+    def write(self, dataset: str, start: int, rows: NDArray[Any]) -> None:
+        """Put rows at `start` and behind, once there are enough of them or others do not follow them."""
+        first, waiting, count = self._waiting.get(dataset, (start, [], 0))
+        if first + count != start:
+            self._flush(dataset)
+            first, waiting, count = start, [], 0
+        self._waiting[dataset] = first, [*waiting, rows], count + len(rows)
+        if (count + len(rows)) * rows[:1].nbytes >= COALESCE:
+            self._flush(dataset)
+
+    def _flush(self, dataset: str) -> None:
+        first, waiting, _ = self._waiting.pop(dataset, (0, [], 0))
+        shape, dtype = self._layout[dataset]
+        if waiting:
+            rows = np.concatenate(waiting).astype(dtype, copy=False)
+            self._file.write(self._offsets[dataset] + first * prod(shape[1:]) * dtype.itemsize, rows)
+
+    def finish(self) -> None:
+        """Everything has been written."""
+        for dataset in list(self._waiting):
+            self._flush(dataset)
+        self._file.__exit__(None, None, None)
+        self._comm.maximum(0)
+
+
+def _allocate(path: Path, layout: Layout) -> NDArray[np.int64]:
+    """Make the file, its datasets laid out but not written; where in the file each one begins."""
+    needed = sum(prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise InputError(f"{path.parent}: {needed:,} bytes are to be written, but {free:,} are free")
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    with create(path) as file:
+        for name, (shape, dtype) in layout.items():
+            group = file.require_group(name.rpartition("/")[0])
+            space = h5py.h5s.create_simple(shape)
+            h5py.h5d.create(group.id, name.rpartition("/")[2].encode(), h5py.h5t.py_create(dtype), space, properties)
+        file.flush()
+        return np.array([file[name].id.get_offset() for name in layout], np.int64)
+
+
+def create(path: Path) -> h5py.File:
+    """A new HDF5 file. Raises InputError where it cannot be made."""
+    try:
+        return h5py.File(path, "w")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from None
