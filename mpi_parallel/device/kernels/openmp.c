@@ -40,6 +40,10 @@
         for (long row = begin; row < end; ++row) {                                                                     \
             const TYPE *from = images + index[row] * features;                                                         \
             float *to = out + row * features;                                                                          \
+            /* The rows lie anywhere: fetch the start of the next one meanwhile. */                                    \
+            const char *next = (const char *)(images + index[row + 1 < end ? row + 1 : row] * features);               \
+            for (long at = 0; at < features * (long)sizeof(TYPE) && at < 4096; at += 64)                               \
+                __builtin_prefetch(next + at);                                                                         \
             if (scalar) {                                                                                              \
                 float one = mean[0], other = inverse_std[0];                                                           \
                 _Pragma("omp simd") for (long f = 0; f < features; ++f)                                                \
