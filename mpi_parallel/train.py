@@ -47,7 +47,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     optimizer = RULES[rule.optimizer](model.store, rule.weight_decay)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world)
-    announce(folder, config, world, grid, device, threads, data, model)
+    announce(folder, config, world, grid, device, threads, data, training, model)
     return fit(Run(config, comm, engine, merger, optimizer, training, validation, test, folder))
 
 

@@ -77,6 +77,10 @@ class TrainingRows:
         self.holding = "resident" if fits else "streaming"
         (self._keep if fits else self._pass_through)(data, augment)
 
+    def told(self) -> str:
+        """For people: what the training rows take on this rank."""
+        return f"{self.bytes / 2**20:,.0f} MiB of {self.budget.bytes / 2**20:,.0f} a rank"
+
     def steps(self, batch_size: int) -> int:
         """Steps of an epoch; the last one may be short."""
         return -(-self.total // batch_size)
@@ -118,6 +122,7 @@ class TrainingRows:
     def _pass_through(self, data: ImageSet, augment: Augmentation | None) -> None:
         """Open the stream and see through all labels, and through the images where the file has no moments of them."""
         stream = stream_shuffled(data.train, self.parts, self.of, self.seed, self.budget, self.comm)
+        self.bytes = stream.buffers.nbytes
         largest = max(map(data.train.largest_label, self.parts.values()), default=-1)
         blocks = dict(zip(self.parts, stream.blocks, strict=True)) if data.mean is None else {}
         seen = {shard: moments_of_pieces(pieces(data.train, own)) for shard, own in blocks.items() if own}

@@ -63,13 +63,12 @@ class Rows:
 
     def _standardise(self, ws: Workspace, images: Array, index: Array, x: Array, keys: Array | None) -> None:
         """The one way from the file's numbers to the network's."""
-        raw = ws.empty(x.shape, images.dtype)
-        ws.xp.take(images, index, axis=0, out=raw, **self._unchecked)
         if self.augment is not None:
             assert keys is not None, "augmentation must be told which rows these are"
-            raw = self.augment(ws, raw, keys)
-        ws.xp.subtract(raw, self.mean, out=x)
-        x *= self.inverse_std
+            raw = ws.empty(x.shape, images.dtype)
+            ws.xp.take(images, index, axis=0, out=raw, **self._unchecked)
+            images, index = self.augment(ws, raw, keys), ws.xp.arange(len(index))
+        self.device.kernels.gather(images, index, self.mean, self.inverse_std, x)
 
 
 class StreamedRows(Rows):

@@ -52,6 +52,11 @@ class Buffers:
         self.images = np.empty((count * capacity, features), dtype)
         self.labels = np.empty(count * capacity, np.int32)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of them all."""
+        return self.images.nbytes + self.labels.nbytes
+
     def load(self, split: Split, file: Any, buffer: int, window: Window) -> Loaded:
         """Read a window into a buffer. Raises InputError for bad values."""
         start, slots = buffer * self.capacity, []

@@ -13,6 +13,7 @@ from mpi4py import MPI
 import mpi_parallel
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
+from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.device import Device
 from mpi_parallel.device.host import fair_threads, set_threads, usable_cores
 from mpi_parallel.mpi.communicator import Communicator
@@ -58,6 +59,7 @@ def announce(
     device: Device,
     threads: int,
     data: ImageSet,
+    training: TrainingRows,
     model: MLP,
 ) -> None:
     """Show the banner and write the start event."""
@@ -68,6 +70,7 @@ def announce(
         "device": device.kind,
         "precision": config.device.precision,
         "merge": "flat",
+        "holding": training.holding,
         "parameters": model.store.size,
     }
     folder.event(
@@ -84,6 +87,7 @@ def announce(
         f"device      {device.describe()}",
         f"data        {data.path}: {', '.join(f'{len(split):,} {name}' for name, split in held.items())}; "
         f"{data.dtype} {' x '.join(map(str, data.shape))}",
+        f"held        {training.holding}, {training.told()}",
         f"network     {' - '.join(map(str, model.widths))}: {model.store.size:,} parameters",
         f"merged by   {facts['merge']}",
     ):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mpi_parallel.config import TrainConfig
-from mpi_parallel.data_parallel.loader import Rows, TrainingRows
+from mpi_parallel.data_parallel.loader import Batch, Rows, TrainingRows
 from mpi_parallel.data_parallel.replica import Replica
-from mpi_parallel.device.clock import PHASES, process_seconds
+from mpi_parallel.device.clock import PHASES, Clock, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import weights_sha256
@@ -40,6 +41,7 @@ class Run:
     step: int = 0
     epochs: int = 0  # completed
     samples: int = 0
+    first_step: float = 0.0  # seconds from the start of the process to the end of the first step
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, count of the running epoch
 
     @property
@@ -67,6 +69,9 @@ def fit(run: Run) -> int:
                     reason = _end_epoch(run, patience)
             return _end(run, reason)
     finally:
+        for rows in (run.training.rows, run.validation, run.test):
+            if rows is not None:
+                rows.close()
         progress.close()
         run.folder.close()
         stop.restore()
@@ -89,7 +94,7 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
     batch, rule = run.config.batch, run.config.optimizer
     run.engine.clock.reset()
     run.sums = [0.0, 0.0, 0.0]
-    for part in run.training.epoch(run.epochs, batch.batch_size):
+    for part in _booked(run.training.epoch(run.epochs, batch.batch_size), run.engine.clock):
         if run.step >= run.total_steps:
             break
         rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
@@ -100,12 +105,24 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
             )
             return "not-finite"
         run.step += 1
+        run.first_step = run.first_step or process_seconds()
         run.samples += totals.count
         run.sums = [run.sums[0] + totals.loss, run.sums[1] + totals.correct, run.sums[2] + totals.count]
         progress.step(run.step, run.sums[0] / run.sums[2])
         if totals.stop:
             return "signal"
     return "finished"
+
+
+def _booked(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
+    """The batches, the time that it takes to find the next one booked to the data."""
+    while True:
+        clock.enter("data")
+        batch = next(batches, None)
+        clock.enter("other")
+        if batch is None:
+            return
+        yield batch
 
 
 def _end_epoch(run: Run, patience: Patience) -> str:
@@ -122,7 +139,7 @@ def _end_epoch(run: Run, patience: Patience) -> str:
         samples_per_second=trained.count / seconds, train_loss=trained.loss, train_accuracy=trained.accuracy,
         validation_loss=held_out.loss if held_out else None, validation_accuracy=held_out.accuracy if held_out else
         None,
-        lr=rate, seconds_by_phase=phases, slowest_rank=slowest,
+        lr=rate, seconds_by_phase=phases, slowest_rank=slowest, seconds_to_first_step=run.first_step,
     )  # fmt: skip
     logger.info(_epoch_line(run, trained, held_out, seconds))
     judged, target = held_out or trained, run.config.run.target_accuracy
