@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from mpi_parallel.options import InputError, at_least, between, memory_size, option, positive, share
+from mpi_parallel.options import InputError, at_least, between, memory_size, option, positive, power_of_two, share
 
 # Counts travel in the float32 tail of the merged gradient, and float32 counts exactly up to here.
 LARGEST_BATCH = 2**24
+ROWS_OF_A_GROUP = 32  # fewer make matrix products slow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,9 @@ class DataOptions:
     data: str = option(..., "HDF5 file of images and labels", name="FILE.h5")
     images: str | None = option(None, "path of the images in a file of another layout", name="/PATH")
     labels: str | None = option(None, "path of the labels in a file of another layout", name="/PATH")
+    allow_external: bool = option(
+        False, "read also what the file takes from other files, and believe the sizes that it declares"
+    )
     validation: float = option(
         0.0, "share of the training rows to hold out when the file has no validation split", check=between(0, 1)
     )
@@ -90,7 +94,14 @@ class OptimizerOptions:
 class ParallelOptions:
     """how the ranks work together"""
 
-    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", "flat"))
+    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", "flat", "exact"))
+    reproducible: bool = option(False, "the same weights, bit for bit, on any number of ranks; sets --merge exact")
+    groups: int | None = option(
+        None,
+        "parts of a batch that --reproducible sums apart, a power of two that divides --shards; no more ranks than "
+        "groups have work; by default as many as keep 32 rows each",
+        check=power_of_two,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,5 +153,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.data.images is None) != (self.data.labels is None):
             raise InputError("--images and --labels name the two datasets of a foreign file: give both or none")
+        if self.parallel.groups and self.batch.shards % self.parallel.groups:
+            raise InputError(f"--groups {self.parallel.groups} do not divide --shards {self.batch.shards}")
+        if self.parallel.reproducible and self.parallel.merge not in ("auto", "exact"):
+            raise InputError(f"--reproducible merges by exact, not by --merge {self.parallel.merge}")
         if not os.fspath(self.data.data):
             raise InputError("--data is empty: name an HDF5 file")
+
+    @property
+    def groups(self) -> int:
+        """Groups of rows that are summed apart: 1 unless the run is exact."""
+        if not (self.parallel.reproducible or self.parallel.merge == "exact"):
+            return 1
+        if self.parallel.groups is not None:
+            return self.parallel.groups
+        groups = 1
+        while self.batch.shards % (2 * groups) == 0 and 2 * groups * ROWS_OF_A_GROUP <= self.batch.batch_size:
+            groups *= 2
+        return groups

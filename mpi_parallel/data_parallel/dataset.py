@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.config import DataOptions
+from mpi_parallel.data_parallel import trust
 from mpi_parallel.data_parallel.splits import stratified
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
@@ -161,6 +162,8 @@ def open_image_set(options: DataOptions, seed: int, comm: Communicator) -> Image
     Raises InputError, naming file and dataset, for a file that cannot be opened or is not an image set.
     """
     with open_file(options.data) as file:
+        named = [options.images, options.labels] if options.images and options.labels else trust.OUR_NAMES
+        trust.check(file, named, options.allow_external)
         pairs = _pairs(file, options)
         splits = {name: _split(file, options.data, images, labels) for name, (images, labels) in pairs.items()}
         first = file[next(iter(splits.values())).images]
