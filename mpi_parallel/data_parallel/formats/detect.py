@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mpi_parallel.data_parallel.formats.array_source import idx_source
 from mpi_parallel.data_parallel.formats.csv_table import CsvSource
+from mpi_parallel.data_parallel.formats.hdf5 import hdf5_sources
+from mpi_parallel.data_parallel.formats.npz import npz_sources
+from mpi_parallel.data_parallel.formats.pictures import PictureSource
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions
 from mpi_parallel.options import InputError
 
@@ -25,8 +28,19 @@ def open_sources(names: Sequence[str], options: SourceOptions, split: str | None
         if kind == "idx":
             idx.append((path, _dimensions(path)))
         else:
-            sources.append(CsvSource(path, options, split))
+            sources += _READERS[kind](path, options, split)
     return sources + _idx_pairs(idx, split)
+
+
+def _csv(path: Path, options: SourceOptions, split: str | None) -> list[Source]:
+    return [CsvSource(path, options, split)]
+
+
+def _pictures(path: Path, options: SourceOptions, split: str | None) -> list[Source]:
+    return [PictureSource(path, options, split)]
+
+
+_READERS = {"csv": _csv, "pictures": _pictures, "npz": npz_sources, "hdf5": hdf5_sources}
 
 
 def _kind(path: Path) -> str:

@@ -1,0 +1,139 @@
+"""Folders of pictures, a folder a class: PNG, JPEG, TIFF and what else Pillow reads."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.data_parallel.formats.source import Piece, SourceOptions, Units
+from mpi_parallel.options import InputError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+A_UNIT = 64  # pictures
+MOST_PIXELS = 1 << 26  # of one picture; a file of a kilobyte may promise many more
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's names of 16-bit grey
+
+
+class PictureSource:
+    """Class folders (the protocol is that of formats.source); labels are the folders' names."""
+
+    named = True
+    names: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, options: SourceOptions, split: str | None = None) -> None:
+        _pillow()
+        self.path, self.split = path, split
+        self._files = _listed(path)
+        self._grey, self._size = options.greyscale, _size(options.size)
+        self._mode, self.shape = self._first()
+        self.units: int | None = -(-len(self._files) // A_UNIT)
+
+    def pieces(self, mine: Units) -> Iterator[tuple[int, Piece]]:
+        """Number and rows of each of the units that are mine."""
+        for unit in mine:
+            yield unit, self._piece(self._files[unit * A_UNIT : (unit + 1) * A_UNIT])
+
+    def where(self, row: int) -> str:
+        """The picture's file."""
+        return str(self._files[row])
+
+    def _first(self) -> tuple[str, tuple[int, ...]]:
+        """The kind and shape of the first picture that can be read, which all others have to have."""
+        for file in self._files:
+            try:
+                pixels, mode = self._decode(file)
+            except _Undecodable:
+                continue
+            return mode, pixels.shape
+        raise InputError(f"{self.path}: none of its {len(self._files)} pictures can be read")
+
+    def _piece(self, files: list[Path]) -> Piece:
+        images, labels, rows, bad = [], [], [], []
+        for row, file in enumerate(files):
+            try:
+                pixels, _ = self._decode(file, self._mode)
+            except _Undecodable as error:
+                bad.append((row, str(error)))
+                continue
+            if pixels.shape != self.shape:
+                raise InputError(
+                    f"{file} is {' x '.join(map(str, pixels.shape))}, but the first picture of {self.path} is "
+                    f"{' x '.join(map(str, self.shape))}; --size HxW makes them alike"
+                )
+            images.append(pixels)
+            labels.append(file.parent.name)
+            rows.append(row)
+        stack = np.stack(images) if images else np.empty((0, *self.shape), np.uint8)
+        return Piece(stack, np.array(labels, object), np.array(rows, np.int64), len(files), bad)
+
+    def _decode(self, file: Path, mode: str | None = None) -> tuple[NDArray[Any], str]:
+        """Pixels (H, W) or (H, W, 3), of the mode that is asked for or else of the picture's own; and the mode."""
+        from PIL import Image
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its size: that is looked at here
+                with Image.open(file) as picture:
+                    if picture.width * picture.height > MOST_PIXELS:
+                        raise _Undecodable(f"promises {picture.width} x {picture.height} pixels")
+                    mode = self._common(picture.mode, mode, file)
+                    return self._pixels(picture, mode), mode
+        except InputError:
+            raise
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise _Undecodable(f"cannot be decoded: {error}") from error
+
+    def _common(self, own: str, wanted: str | None, file: Path) -> str:
+        kind = "I;16" if own in DEEP else "F" if own == "F" else "L" if own in ("1", "L", "LA") else "RGB"
+        if self._grey:
+            kind = "L" if kind == "RGB" else kind
+        if wanted in (None, kind) or (wanted, kind) == ("RGB", "L"):
+            return wanted or kind
+        raise InputError(
+            f"{file} is {kind}, but the first picture of {self.path} is {wanted}; --greyscale makes them alike"
+        )
+
+    def _pixels(self, picture: Any, mode: str) -> NDArray[Any]:
+        if mode in ("L", "RGB"):
+            picture = picture.convert(mode)
+        if self._size:
+            from PIL import Image
+
+            picture = picture.resize(self._size[::-1], Image.Resampling.BILINEAR)
+        pixels: NDArray[Any] = np.asarray(picture)
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+class _Undecodable(Exception):
+    """A picture cannot be had; the message says why."""
+
+
+def _listed(path: Path) -> list[Path]:
+    """The pictures of all class folders, by folder and name."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix.lower() in ENDINGS]
+    if not files:
+        raise InputError(f"{path}: a folder of class folders with pictures is wanted, and there are no pictures")
+    return files
+
+
+def _size(asked: str | None) -> tuple[int, int] | None:
+    if asked is None:
+        return None
+    found = re.fullmatch(r"(\d+)x(\d+)", asked)
+    if not found or "0" in found.groups():
+        raise InputError(f"--size {asked}: height x width in pixels, as 28x28")
+    return int(found[1]), int(found[2])
+
+
+def _pillow() -> None:
+    try:
+        import PIL.Image  # noqa: F401 - here, because only pictures need it
+    except ImportError:
+        raise InputError("pictures are read with Pillow: pip install 'mpi_parallel[pictures]'") from None

@@ -1,0 +1,172 @@
+"""NPZ, pictures and HDF5 of other layouts: read on all ranks, and refused for good reasons."""
+
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpi_parallel.data_parallel.formats import array_source, hdf5, pictures
+from mpi_parallel.options import InputError
+from tests.data_parallel.test_conversion import RANKS, content, on_rank_0, pixels, rejoin, run
+
+NAMES = np.array(["ant", "bee", "owl"])
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch):
+    monkeypatch.setattr(array_source, "UNIT", 100)
+    monkeypatch.setattr(hdf5, "UNIT", 100)
+    monkeypatch.setattr(pictures, "A_UNIT", 3)
+
+
+@RANKS
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_with_splits(shared_path, save):
+    images, labels = pixels(60)
+    on_rank_0(lambda: save(shared_path / "a.npz", x_train=images[:40], y_train=labels[:40, None],
+                           x_test=images[40:], y_test=labels[40:]))  # fmt: skip
+    run(shared_path / "a.npz", "--to", shared_path / "a.h5")
+    arrays = content(shared_path / "a.h5")
+    np.testing.assert_array_equal(arrays["train/images"], images[:40])
+    np.testing.assert_array_equal(arrays["test/images"], images[40:])
+    np.testing.assert_array_equal(arrays["train/labels"], labels[:40])
+
+
+@RANKS
+def test_npz_by_names_with_rows_that_are_not_finite(shared_path):
+    images, labels = pixels(60)
+    values = images.astype(np.float32)
+    values[[7, 33], 4] = np.nan, np.inf
+    on_rank_0(lambda: np.savez(shared_path / "a.npz", pics=values, kinds=NAMES[labels]))
+    run(shared_path / "a.npz", "--to", shared_path / "a.h5", "--images", "pics", "--labels", "kinds")
+    arrays, good = content(shared_path / "a.h5"), np.delete(np.arange(60), [7, 33])
+    np.testing.assert_array_equal(rejoin(arrays, "images"), values[good])
+    assert arrays["@classes"].tolist() == NAMES.tolist()
+    told = (shared_path / "a.h5.left-out.txt").read_text().splitlines()
+    assert [line.partition(": ")[2] for line in told] == [
+        f"pics row {row}: has a pixel that is not finite" for row in (7, 33)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": np.zeros((3, 2))}, "arrays that nobody knows the meaning of; it has a"),
+        ({"x": np.array([None] * 3), "y": np.zeros(3, int)}, "holds Python objects"),
+        ({"x": np.zeros((3, 2, 2)).T, "y": np.zeros(2, int)}, "Fortran order"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros((3, 10))}, r"labels are \(N,\)"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, "3 images, but 4 labels"),
+        ({"x": np.zeros((3, 2), complex), "y": np.zeros(3)}, "images are numbers"),
+    ],
+)
+def test_npz_that_is_no_image_set(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "a.npz", "--to", tmp_path / "a.h5")
+    assert not list(tmp_path.glob("a.h5*"))
+
+
+def test_npz_that_promises_more_than_it_holds(tmp_path):
+    np.savez(tmp_path / "good.npz", x=np.zeros((3, 2), np.uint8), y=np.zeros(3))
+    with zipfile.ZipFile(tmp_path / "good.npz") as good, zipfile.ZipFile(tmp_path / "bad.npz", "w") as bad:
+        bad.writestr(
+            "x.npy", good.read("x.npy").replace(b"(3, 2)", b"(3000000000, 2)").replace(b" " * 9 + b"\n", b"\n")
+        )
+        bad.writestr("y.npy", good.read("y.npy"))
+    with pytest.raises(InputError, match=r"x promises \(3000000000, 2\) of uint8"):
+        run(tmp_path / "bad.npz", "--to", tmp_path / "a.h5")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-30])
+    with pytest.raises(InputError, match="not an NPZ archive"):
+        run(tmp_path / "cut.npz", "--to", tmp_path / "a.h5")
+
+
+def save_pictures(folder, images, labels, ending: str, wide: int = 4) -> None:
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (folder / NAMES[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.reshape(-1, wide)).save(folder / NAMES[label] / f"{row:03}{ending}")
+
+
+@RANKS
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+def test_class_folders_of_pictures(shared_path, ending):
+    images, labels = pixels(40)
+    on_rank_0(lambda: save_pictures(shared_path / "set", images, labels, ending))
+    on_rank_0(lambda: (shared_path / "set" / "bee" / "zzz.png").write_bytes(b"\x89PNG\r\n\x1a\nand so on"))
+    run(shared_path / "set", "--to", shared_path / "a.h5")
+    arrays, order = content(shared_path / "a.h5"), np.argsort(labels, kind="stable")
+    np.testing.assert_array_equal(rejoin(arrays, "images"), images.reshape(-1, 3, 4)[order])
+    np.testing.assert_array_equal(rejoin(arrays, "labels"), labels[order])
+    assert arrays["@classes"].tolist() == NAMES.tolist()
+    assert "bee/zzz.png: cannot be decoded" in (shared_path / "a.h5.left-out.txt").read_text()
+
+
+def test_pictures_are_made_alike_on_request(tmp_path):
+    (tmp_path / "set" / "ant").mkdir(parents=True)
+    for number, size in enumerate([(8, 6), (8, 6), (5, 9), (16, 12)]):
+        Image.new("RGB", size, (10 * number, 100, 200)).save(tmp_path / "set" / "ant" / f"{number}.jpg")
+    Image.new("I;16", (8, 6), 60000).save(tmp_path / "set" / "ant" / "5.png")
+    with pytest.raises(InputError, match=r"2\.jpg is 9 x 5 x 3, but the first picture of .* is 6 x 8 x 3; --size"):
+        run(tmp_path / "set", "--to", tmp_path / "a.h5")
+    with pytest.raises(InputError, match=r"5\.png is I;16, but the first picture of .* is RGB"):
+        run(tmp_path / "set", "--to", tmp_path / "a.h5", "--size", "3x4")
+    (tmp_path / "set" / "ant" / "5.png").unlink()
+    run(tmp_path / "set", "--to", tmp_path / "a.h5", "--size", "3x4", "--greyscale", "--split", 1)
+    images = content(tmp_path / "a.h5")["train/images"]
+    assert images.shape == (4, 3, 4)
+    assert abs(images[2].astype(int) - (0.299 * 20 + 0.587 * 100 + 0.114 * 200)).max() <= 3
+
+
+def test_sixteen_bit_pictures_keep_their_depth_and_giants_are_not_decoded(tmp_path, monkeypatch):
+    (tmp_path / "set" / "ant").mkdir(parents=True)
+    deep = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    Image.fromarray(deep).save(tmp_path / "set" / "ant" / "deep.png")
+    Image.new("L", (300, 200)).save(tmp_path / "set" / "ant" / "giant.png")
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 1000)
+    run(tmp_path / "set", "--to", tmp_path / "a.h5", "--split", 1)
+    np.testing.assert_array_equal(content(tmp_path / "a.h5")["train/images"], deep[None])
+    assert "giant.png: promises 300 x 200 pixels" in (tmp_path / "a.h5.left-out.txt").read_text()
+
+
+def test_a_folder_without_pictures_and_a_size_that_is_none(tmp_path):
+    with pytest.raises(InputError, match="there are no pictures"):
+        run(tmp_path, "--to", tmp_path / "a.h5")
+    save_pictures(tmp_path / "set", *pixels(4), ".png")
+    with pytest.raises(InputError, match="--size 0x3: height x width"):
+        run(tmp_path / "set", "--to", tmp_path / "a.h5", "--size", "0x3")
+
+
+@RANKS
+@pytest.mark.parametrize("options", [{}, {"chunks": (7, 12), "compression": "gzip"}])
+def test_hdf5_by_paths(shared_path, options):
+    images, labels = pixels(60)
+
+    def make() -> None:
+        with h5py.File(shared_path / "a.h5", "w") as file:
+            file.create_dataset("deep/inside/pics", data=images.astype(">u2"), **options)
+            file["kinds"] = labels.astype(float)
+            file["names"] = NAMES[labels].astype(object)
+
+    on_rank_0(make)
+    run(shared_path / "a.h5", "--to", shared_path / "b.h5", "--images", "deep/inside/pics", "--labels", "/kinds")
+    arrays = content(shared_path / "b.h5")
+    assert arrays["train/images"].dtype == np.dtype("<u2")
+    np.testing.assert_array_equal(rejoin(arrays, "images"), images)
+    np.testing.assert_array_equal(rejoin(arrays, "labels"), labels)
+    run(shared_path / "a.h5", "--to", shared_path / "c.h5", "--images", "deep/inside/pics", "--labels", "names")
+    assert content(shared_path / "c.h5")["@classes"].tolist() == NAMES.tolist()
+    run(shared_path / "c.h5", "--to", shared_path / "d.h5")  # our own layout keeps its splits and names
+    arrays, again = content(shared_path / "c.h5"), content(shared_path / "d.h5")
+    assert all(np.array_equal(arrays[name], again[name]) for name in arrays if name.endswith(("images", "labels")))
+    assert again["@classes"].tolist() == NAMES.tolist()
+    with pytest.raises(InputError, match="there is no dataset /pics; it has /deep/inside/pics, /kinds, /names"):
+        run(shared_path / "a.h5", "--to", shared_path / "e.h5", "--images", "/pics", "--labels", "/kinds")
+
+
+def test_labels_that_are_fractions_are_bad_rows(tmp_path):
+    images, labels = pixels(20)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = images, labels + np.where(np.arange(20) == 11, 0.5, 0)
+    with pytest.raises(InputError, match=r"1 bad rows: .*a\.h5\n.*images row 11: label .*\.5 is unknown"):
+        run(tmp_path / "a.h5", "--to", tmp_path / "b.h5", "--clean", "fail")
