@@ -13,6 +13,8 @@ from types import ModuleType
 from mpi_parallel.device.hashing import combine
 from mpi_parallel.device.interface import Array
 
+SMALLEST_NORMAL = 2.0**-126  # of float32
+
 
 class Expressions:
     """The kernels of `device.Kernels`, by the operations of an array module."""
@@ -81,9 +83,10 @@ class Expressions:
         w -= (g * scale + l2 * w) * alpha
 
     def momentum(self, w: Array, v: Array, g: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
-        """v = mu v + scale g + l2 w; w -= alpha v (Polyak 1964, in the form of Sutskever et al. 2013)."""
+        """v = mu v + scale g + l2 w; w -= alpha v (Polyak 1964); as alpha is not in v, schedules act at once."""
         v *= mu
         v += g * scale + l2 * w
+        settle(self.xp, v)
         w -= v * alpha
 
     def adam(
@@ -111,8 +114,15 @@ class Expressions:
         m += g * (1 - beta1)
         v *= beta2
         v += g * g * (1 - beta2)
+        settle(self.xp, m)
+        settle(self.xp, v)
         w *= 1 - alpha * decay
         w -= m / (self.xp.sqrt(v) + epsilon * root) * step
+
+
+def settle(xp: ModuleType, a: Array) -> None:
+    """Make subnormal numbers zero (see mp_settled in kernels/maths.h)."""
+    a *= xp.abs(a) >= SMALLEST_NORMAL
 
 
 def threshold(rate: float) -> int:

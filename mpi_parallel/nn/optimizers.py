@@ -42,7 +42,7 @@ class SGD(Optimizer):
 
 
 class Momentum(Optimizer):
-    """v = mu v + g, w -= alpha v (Polyak 1964, in the form of Sutskever et al. 2013)."""
+    """v = mu v + g, w -= alpha v (Polyak 1964); as alpha is not in v, schedules act at once."""
 
     names = ("v",)
     mu = 0.9

@@ -20,6 +20,7 @@ from mpi_parallel.device.expressions import Expressions
 
 UFUNC = ("out", "dtype", "casting")
 FUNCTIONS = {
+    "abs": UFUNC,
     "arange": ("dtype",),
     "argmax": ("axis", "dtype", "out", "keepdims"),
     "divide": UFUNC,

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_parallel.device import Host
+from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.nn.optimizers import RULES, Optimizer
 from mpi_parallel.nn.store import ParameterStore
 from tests import reference
@@ -141,6 +142,24 @@ def test_a_rank_that_owns_nothing_counts_the_step(name):
     optimizer.step(slice(5, 5), 1.0)
     assert optimizer.steps == 1
     assert not any(state.any() for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("name", "state", "decay"), [("momentum", "v", 0.9), ("adam", "m", 0.9), ("adam", "v", 0.999)])
+def test_what_only_decays_ends_at_zero(name, state, decay, compiled):
+    """As in a unit that has died: a step among subnormal numbers takes ten times as long, and they would never go."""
+    optimizer = make(name)
+    if not compiled:
+        optimizer.kernels = Expressions(np)
+    smallest = np.finfo(np.float32).smallest_normal
+    optimizer.state[state][:] = np.linspace(1, 20, SIZE) * smallest
+    optimizer.store.gradients[:] = 0
+    for step in range(1, 40):
+        optimizer.step(slice(0, SIZE), 1e-3)
+        left = np.linspace(1, 20, SIZE) * smallest * decay**step
+        expected = np.where(left >= smallest, left, 0)
+        assert (np.abs(optimizer.state[state] - expected) <= 1e-5 * left + (np.abs(left / smallest - 1) < 1e-5)).all()
+    assert (decay > 0.99) or not optimizer.state[state].any()
 
 
 @pytest.mark.parametrize(("name", "arrays"), [("sgd", ()), ("momentum", ("v",)), ("adam", ("m", "v"))])

@@ -54,12 +54,16 @@ FN float mp_cross_entropy(const float *z, float *dz, int classes, int target, in
     return logf(sum) - of_target;
 }
 
+/* What only decays ends at zero. Subnormal numbers slow down every instruction that meets one, and the last few would stay
+ * for ever, as 0.9 of them rounds to themselves. NaN stays NaN. */
+FN float mp_settled(float a) { return fabsf(a) < 1.17549435e-38f ? 0.0f : a; }
+
 /* The update rules, in the letters of nn/optimizers.py. `l2` is the weight decay that counts as gradient. */
 FN void mp_sgd(float *w, float g, float alpha, float l2) { *w -= (g + l2 * *w) * alpha; }
 
 FN void mp_momentum(float *w, float *v, float g, float alpha, float mu, float l2)
 {
-    *v = *v * mu + (g + l2 * *w);
+    *v = mp_settled(*v * mu + (g + l2 * *w));
     *w -= *v * alpha;
 }
 
@@ -67,8 +71,8 @@ FN void mp_momentum(float *w, float *v, float g, float alpha, float mu, float l2
 FN void mp_adam(float *w, float *m, float *v, float g, float step, float beta1, float beta2, float epsilon, float l2, float keep)
 {
     g += l2 * *w;
-    *m = *m * beta1 + g * (1.0f - beta1);
-    *v = *v * beta2 + g * g * (1.0f - beta2);
+    *m = mp_settled(*m * beta1 + g * (1.0f - beta1));
+    *v = mp_settled(*v * beta2 + g * g * (1.0f - beta2));
     *w = *w * keep - *m / (sqrtf(*v) + epsilon) * step;
 }
 
