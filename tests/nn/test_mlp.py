@@ -120,6 +120,16 @@ class TestGradient:
         accumulate(model, *batch(0, 6, 4))
         assert not model.store.merged.any()
 
+    @pytest.mark.parametrize("rows", [0, 1, 10])
+    def test_nothing_is_left_of_the_step_before(self, rows):
+        """A step begins by overwriting the gradients, which nobody has cleared."""
+        fresh, used = network((6, 8, 4)), network((6, 8, 4))
+        used.store.merged[:] = np.nan
+        for model in (fresh, used):
+            model.store.zero_grad()
+            accumulate(model, *batch(rows, 6, 4))
+        np.testing.assert_array_equal(used.store.merged, fresh.store.merged)
+
     def test_the_same_batch_gives_the_same_bits(self):
         model = network((6, 8, 4), 0.3)
         results = []
@@ -181,6 +191,11 @@ class TestFirstWeights:
         for number, (W_IO, b_O) in enumerate(zip(model.weights()[::2], model.weights()[1::2], strict=True)):
             np.testing.assert_array_equal(W_IO, glorot_uniform(*W_IO.shape, 11, number))
             assert not b_O.any()
+
+    def test_are_those_of_every_earlier_version(self):
+        """Runs are repeated from their seed; NumPy promises no such thing of its generators."""
+        W_IO = glorot_uniform(3, 2, seed=5, number=1)
+        assert W_IO.astype("<f4").tobytes().hex() == "803a4ebfd4ca193fbc0c1c3f9e5d83bd9158543fd7b9db3e"
 
     def test_a_layer_does_not_depend_on_those_behind_it(self):
         one, other = MLP(Host(), (6, 8, 5)), MLP(Host(), (6, 8, 7, 5))
