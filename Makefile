@@ -21,7 +21,7 @@ help: ## this list
 
 env: $(READY) ## make .venv: the package, its tools, and an MPI where the machine has none
 
-# Made again only when what is to be installed has changed.
+# Made again only when what is to be installed or compiled has changed.
 $(READY): setup.cfg setup.py pyproject.toml jobs/local-mpi $(wildcard mpi_parallel/device/kernels/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed; name one with make PYTHON=...'; exit 1; }
 	$(PYTHON) -m venv .venv
