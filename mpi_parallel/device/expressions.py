@@ -1,23 +1,25 @@
 """Every kernel as an expression of the array module: the oracle of the compiled kernels, and their stand-in.
 
 The same lines run on NumPy, where no compiler was there at install time, and on CuPy. Letters of the shapes: B rows,
-F features, O outputs, K classes. All floating arrays are float32 and C-contiguous; results go to the arrays named.
+F features, O outputs, K classes, S slots of N elements. All floating arrays are float32 and C-contiguous (of slots each
+row is); results go to the arrays named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from types import ModuleType
 
 from mpi_parallel.device.hashing import combine
-from mpi_parallel.device.interface import Array
+from mpi_parallel.device.interface import Array, Meet
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
 
 
 class Expressions:
     """The kernels of `device.Kernels`, by the operations of an array module."""
+
+    meet: Meet | None = None  # array operations promise no order between processes
 
     def __init__(self, xp: ModuleType) -> None:
         self.xp = xp
@@ -71,21 +73,18 @@ class Expressions:
         z_BK[rows_B, t_B] -= 1
         sums[0] += (self.xp.log(total_B1[:, 0]) - of_target_B).sum()
 
-    def sum_slots(self, out: Array, slots: Sequence[Array]) -> None:
-        """out = slots[0] + slots[1] + ..., in this order; the first slot may be out itself."""
-        if out is not slots[0]:
-            out[...] = slots[0]
-        for slot in slots[1:]:
-            out += slot
+    def sum_slots(self, out: Array, slots_SN: Array) -> None:
+        """out = slots[0] + slots[1] + ..., in this order; out may be one of the slots."""
+        out[...] = total(slots_SN)
 
-    def sgd(self, w: Array, g: Array, scale: float, alpha: float, l2: float) -> None:
-        """w -= alpha (scale g + l2 w)."""
-        w -= (g * scale + l2 * w) * alpha
+    def sgd(self, w: Array, g_SN: Array, scale: float, alpha: float, l2: float) -> None:
+        """w -= alpha (scale g + l2 w), where g is the sum of its slots in their order, as in all update rules."""
+        w -= (total(g_SN) * scale + l2 * w) * alpha
 
-    def momentum(self, w: Array, v: Array, g: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
+    def momentum(self, w: Array, v: Array, g_SN: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
         """v = mu v + scale g + l2 w; w -= alpha v (Polyak 1964); as alpha is not in v, schedules act at once."""
         v *= mu
-        v += g * scale + l2 * w
+        v += total(g_SN) * scale + l2 * w
         settle(self.xp, v)
         w -= v * alpha
 
@@ -94,7 +93,7 @@ class Expressions:
         w: Array,
         m: Array,
         v: Array,
-        g: Array,
+        g_SN: Array,
         scale: float,
         alpha: float,
         beta1: float,
@@ -109,7 +108,7 @@ class Expressions:
         Both bias corrections are moved out of the arrays: m_hat / (sqrt(v_hat) + eps) = c m / (sqrt(v) + eps root).
         """
         step, root = bias_corrections(alpha, beta1, beta2, t)
-        g = g * scale + l2 * w
+        g = total(g_SN) * scale + l2 * w
         m *= beta1
         m += g * (1 - beta1)
         v *= beta2
@@ -118,6 +117,14 @@ class Expressions:
         settle(self.xp, v)
         w *= 1 - alpha * decay
         w -= m / (self.xp.sqrt(v) + epsilon * root) * step
+
+
+def total(slots_SN: Array) -> Array:
+    """The sum of the slots in their order; of one slot it is that slot itself."""
+    sum_N: Array = slots_SN[0]
+    for slot in range(1, len(slots_SN)):
+        sum_N = sum_N + slots_SN[slot]
+    return sum_N
 
 
 def settle(xp: ModuleType, a: Array) -> None:

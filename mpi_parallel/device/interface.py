@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -10,11 +10,18 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]  # of NumPy or of CuPy
 
+# meet(tickets, rank, size, ticket, spins, yields): a barrier in shared memory, see kernels/openmp.c
+Meet = Callable[[Array, int, int, int, int, int], bool]
+
 
 class Kernels(Protocol):
     """The arithmetic beside matrix products. What each computes is written in expressions.py."""
 
     name: str
+
+    @property
+    def meet(self) -> Meet | None:
+        """The barrier of processes that share memory; None where there are no compiled kernels."""
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None: ...
 
@@ -28,18 +35,18 @@ class Kernels(Protocol):
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None: ...
 
-    def sum_slots(self, out: Array, slots: Sequence[Array]) -> None: ...
+    def sum_slots(self, out: Array, slots_SN: Array) -> None: ...
 
-    def sgd(self, w: Array, g: Array, scale: float, alpha: float, l2: float) -> None: ...
+    def sgd(self, w: Array, g_SN: Array, scale: float, alpha: float, l2: float) -> None: ...
 
-    def momentum(self, w: Array, v: Array, g: Array, scale: float, alpha: float, mu: float, l2: float) -> None: ...
+    def momentum(self, w: Array, v: Array, g_SN: Array, scale: float, alpha: float, mu: float, l2: float) -> None: ...
 
     def adam(
         self,
         w: Array,
         m: Array,
         v: Array,
-        g: Array,
+        g_SN: Array,
         scale: float,
         alpha: float,
         beta1: float,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mpi_parallel.device.expressions import Expressions, bias_corrections, thres
 from mpi_parallel.device.interface import Array
 
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+SLOTS = [POINTER, LONG, INT]  # the first, the distance to the next in elements, how many
 LIBRARY = Path(__file__).parent / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
 SIGNATURES: dict[str, list[Any]] = {
@@ -23,10 +24,10 @@ SIGNATURES: dict[str, list[Any]] = {
     "column_sums": [POINTER, POINTER, LONG, LONG, INT],
     "cross_entropy": [POINTER, POINTER, POINTER, POINTER, POINTER, LONG, LONG, POINTER],
     "dropout": [POINTER, POINTER, POINTER, LONG, LONG, ctypes.c_uint32, ctypes.c_uint32, FLOAT],
-    "sum_slots": [POINTER, POINTER, INT, LONG],
-    "sgd": [POINTER, POINTER, LONG, *[FLOAT] * 3],
-    "momentum": [POINTER, POINTER, POINTER, LONG, *[FLOAT] * 4],
-    "adam": [POINTER, POINTER, POINTER, POINTER, LONG, *[FLOAT] * 7],
+    "sum_slots": [POINTER, *SLOTS, LONG],
+    "sgd": [POINTER, *SLOTS, LONG, *[FLOAT] * 3],
+    "momentum": [POINTER, POINTER, *SLOTS, LONG, *[FLOAT] * 4],
+    "adam": [POINTER, POINTER, POINTER, *SLOTS, LONG, *[FLOAT] * 7],
 }
 
 
@@ -40,6 +41,7 @@ class OpenMP:
         for name, types in SIGNATURES.items():
             function = getattr(self.library, name)
             function.argtypes, function.restype = types, None
+        self.library.meet.argtypes = [POINTER, INT, INT, ctypes.c_int64, INT, INT]
         self.name = f"OpenMP kernels ({self.library.instruction_set().decode()})"
         self._gathers: dict[Any, Callable[..., None]] = {d: getattr(self.library, n) for d, n in GATHERS.items()}
         self._plain = Expressions(np)
@@ -72,22 +74,21 @@ class OpenMP:
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array) -> None:
         self.library.dropout(at(x_BU), at(keys_B), at(y_BU), *x_BU.shape, layer, threshold(rate), 1 / (1 - rate))
 
-    def sum_slots(self, out: Array, slots: Sequence[Array]) -> None:
-        pointers = (POINTER * len(slots))(*map(at, slots))
-        self.library.sum_slots(at(out), pointers, len(slots), out.size)
+    def sum_slots(self, out: Array, slots_SN: Array) -> None:
+        self.library.sum_slots(at(out), *slots(slots_SN), out.size)
 
-    def sgd(self, w: Array, g: Array, scale: float, alpha: float, l2: float) -> None:
-        self.library.sgd(at(w), at(g), w.size, scale, alpha, l2)
+    def sgd(self, w: Array, g_SN: Array, scale: float, alpha: float, l2: float) -> None:
+        self.library.sgd(at(w), *slots(g_SN), w.size, scale, alpha, l2)
 
-    def momentum(self, w: Array, v: Array, g: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
-        self.library.momentum(at(w), at(v), at(g), w.size, scale, alpha, mu, l2)
+    def momentum(self, w: Array, v: Array, g_SN: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
+        self.library.momentum(at(w), at(v), *slots(g_SN), w.size, scale, alpha, mu, l2)
 
     def adam(
         self,
         w: Array,
         m: Array,
         v: Array,
-        g: Array,
+        g_SN: Array,
         scale: float,
         alpha: float,
         beta1: float,
@@ -99,9 +100,18 @@ class OpenMP:
     ) -> None:
         step, root = bias_corrections(alpha, beta1, beta2, t)
         self.library.adam(
-            at(w), at(m), at(v), at(g), w.size,
+            at(w), at(m), at(v), *slots(g_SN), w.size,
             scale, step, beta1, beta2, epsilon * root, l2, 1 - alpha * decay,
         )  # fmt: skip
+
+    def meet(self, tickets: Array, rank: int, size: int, ticket: int, spins: int, yields: int) -> bool:
+        """Whether all processes have given this ticket or a later one; see kernels/openmp.c."""
+        return bool(self.library.meet(at(tickets), rank, size, ticket, spins, yields))
+
+
+def slots(slots_SN: Array) -> tuple[int, int, int]:
+    """SLOTS of a float32 array whose rows are contiguous, however far apart."""
+    return at(slots_SN), slots_SN.strides[0] // slots_SN.itemsize, len(slots_SN)
 
 
 def at(array: Array) -> int:

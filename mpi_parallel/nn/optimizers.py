@@ -1,8 +1,8 @@
 """Update rules, from the simplest to the hardest, in the letters of their papers; the formulas stand in the kernels.
 
 A rule holds arrays of state as long as the store and updates any slice of it, so a rank can take the step of its share.
-`g` is the summed gradient, which `scale` turns into the mean as it is read; `w` are the weights, `alpha` the learning
-rate. All arrays are flat float32.
+`g_SN` is the gradient in S slots, one a rank or all in one, which the rule sums as it reads them and `scale` turns into
+the mean; `w` are the weights, `alpha` the learning rate. All arrays are float32, and all but `g_SN` flat.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ class Optimizer(ABC):
     def __init__(self, store: ParameterStore, weight_decay: float = 0.0) -> None:
         self.store, self.weight_decay, self.kernels = store, weight_decay, store.device.kernels
         self.steps = 0
-        self.state: dict[str, Array] = {name: store.device.xp.zeros_like(store.weights) for name in self.names}
+        self.state: dict[str, Array] = {}
+        for name in self.names:  # zeros, not zeros_like: memory that this rank never steps on is never taken
+            self.state[name] = store.device.xp.zeros(store.size, store.weights.dtype)
 
     def step(self, owned: slice, alpha: float, scale: float = 1.0) -> None:
         """Update the weights of the owned slice from `scale` times its gradient."""
         self.steps += 1
         state = (array[owned] for array in self.state.values())
-        self.update(self.store.weights[owned], self.store.gradients[owned], scale, alpha, *state)
+        self.update(self.store.weights[owned], self.store.terms[:, owned], scale, alpha, *state)
 
     @abstractmethod
-    def update(self, w: Array, g: Array, scale: float, alpha: float, *state: Array) -> None:
+    def update(self, w: Array, g_SN: Array, scale: float, alpha: float, *state: Array) -> None:
         """The rule, for arrays of one length."""
 
 
 class SGD(Optimizer):
     """w -= alpha g; weight decay is a term of the gradient, as in Momentum and Adam."""
 
-    def update(self, w: Array, g: Array, scale: float, alpha: float, *state: Array) -> None:
-        self.kernels.sgd(w, g, scale, alpha, self.weight_decay)
+    def update(self, w: Array, g_SN: Array, scale: float, alpha: float, *state: Array) -> None:
+        self.kernels.sgd(w, g_SN, scale, alpha, self.weight_decay)
 
 
 class Momentum(Optimizer):
@@ -47,9 +49,9 @@ class Momentum(Optimizer):
     names = ("v",)
     mu = 0.9
 
-    def update(self, w: Array, g: Array, scale: float, alpha: float, *state: Array) -> None:
+    def update(self, w: Array, g_SN: Array, scale: float, alpha: float, *state: Array) -> None:
         (v,) = state
-        self.kernels.momentum(w, v, g, scale, alpha, self.mu, self.weight_decay)
+        self.kernels.momentum(w, v, g_SN, scale, alpha, self.mu, self.weight_decay)
 
 
 class Adam(Optimizer):
@@ -59,11 +61,11 @@ class Adam(Optimizer):
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     decoupled = False
 
-    def update(self, w: Array, g: Array, scale: float, alpha: float, *state: Array) -> None:
+    def update(self, w: Array, g_SN: Array, scale: float, alpha: float, *state: Array) -> None:
         l2, decay = (0.0, self.weight_decay) if self.decoupled else (self.weight_decay, 0.0)
         m, v = state
         constants = (self.beta1, self.beta2, self.epsilon)
-        self.kernels.adam(w, m, v, g, scale, alpha, *constants, self.steps, l2, decay)
+        self.kernels.adam(w, m, v, g_SN, scale, alpha, *constants, self.steps, l2, decay)
 
 
 class AdamW(Adam):

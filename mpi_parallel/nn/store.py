@@ -15,7 +15,7 @@ LOSS, CORRECT, COUNT, STOP, BAD = range(5)  # BAD: 0, or NaN where a gradient is
 TAIL = 5
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Parameter:
     """A trainable array: views of its value and its gradient (float32, one shape), and where the store keeps them."""
 
@@ -33,17 +33,33 @@ class ParameterStore:
         xp = device.xp
         self.device = device
         self.size = sum(prod(shape) for _, shape in shapes)
-        self.weights: Array = xp.zeros(self.size, np.float32)
-        self.merged: Array = xp.zeros(self.size + TAIL, np.float32)
-        self.gradients: Array = self.merged[: self.size]
-        self.tail: Array = self.merged[self.size :]
         self.accumulating = False  # whether backward adds to the gradients that are there
         self.parameters: dict[str, Parameter] = {}
+        weights, merged = xp.zeros(self.size, np.float32), xp.zeros(self.size + TAIL, np.float32)
         start = 0
         for name, shape in shapes:
             span = slice(start, start := start + prod(shape))
-            views = self.weights[span].reshape(shape), self.gradients[span].reshape(shape)
+            views = weights[span].reshape(shape), merged[span].reshape(shape)
             self.parameters[name] = Parameter(name, *views, span)
+        self._hold(weights, merged)
+
+    def move(self, weights: Array, merged: Array) -> None:
+        """Live in these arrays from now on, (size,) and (size + TAIL,) float32: what they hold becomes the contents.
+
+        The parameters stay the same objects with other views, so layers and optimizers follow.
+        """
+        for parameter in self.parameters.values():
+            shape = parameter.value.shape
+            parameter.value = weights[parameter.span].reshape(shape)
+            parameter.gradient = merged[parameter.span].reshape(shape)
+        self._hold(weights, merged)
+
+    def _hold(self, weights: Array, merged: Array) -> None:
+        self.weights: Array = weights
+        self.merged: Array = merged
+        self.gradients: Array = merged[: self.size]
+        self.tail: Array = merged[self.size :]
+        self.terms: Array = self.gradients[None]  # (S, size): rows whose sum in their order is the gradient to apply
 
     def zero_grad(self) -> None:
         """Start a step: no counts, and the first backward overwrites the gradients, which spares clearing them."""

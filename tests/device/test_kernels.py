@@ -88,9 +88,15 @@ def test_of_equal_logits_the_first_is_the_guess_and_what_is_not_finite_shows_in_
             assert not np.isfinite(sums[0])
 
 
-@given(st.integers(1, 5), st.integers(0, 9000), SEED)
-def test_slots_are_summed_in_their_order(count, n, seed):
-    slots = [normal(n, seed=seed + k) * np.float32(10.0**k) for k in range(count)]
+def slots_of(count: int, n: int, seed: int, apart: int = 0) -> np.ndarray:
+    """Slots of very different sizes, so that another order gives other bits; `apart` elements lie between them."""
+    whole = normal(count, n + apart, seed=seed) * np.float32(10) ** np.arange(count, dtype=np.float32)[:, None]
+    return whole[:, :n]
+
+
+@given(st.integers(1, 5), st.integers(0, 9000), st.integers(0, 20), SEED)
+def test_slots_are_summed_in_their_order(count, n, apart, seed):
+    slots = slots_of(count, n, seed, apart)
     ours, theirs = np.empty(n, np.float32), np.empty(n, np.float32)
     COMPILED.sum_slots(ours, slots)
     PLAIN.sum_slots(theirs, slots)
@@ -102,7 +108,7 @@ def test_slots_are_summed_in_their_order(count, n, seed):
 @given(st.integers(0, 300), SEED, st.sampled_from([0.0, 0.1]))
 def test_update_rules(n, seed, decay):
     w, m, g = (normal(n, seed=seed + k) for k in range(3))
-    v = np.abs(normal(n, seed=seed + 3))
+    g, v = g[None], np.abs(normal(n, seed=seed + 3))
     np.testing.assert_allclose(*both("sgd", w, g, 0.5, 0.1, decay, out=0), rtol=1e-5, atol=1e-6)
     for out in range(2):
         ours, theirs = both("momentum", w, m, g, 0.5, 0.1, 0.9, decay, out=out)
@@ -112,16 +118,41 @@ def test_update_rules(n, seed, decay):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+RULES = {
+    "sgd": ((), (0.5, 0.1, 0.01)),
+    "momentum": ((0,), (0.5, 0.1, 0.9, 0.01)),
+    "adam": ((0, 0), (0.5, 0.1, 0.9, 0.999, 1e-8, 3, 0.01, 0.2)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(st.integers(1, 4), st.integers(0, 3000), SEED)
+def test_a_rule_fed_with_slots_does_what_it_does_with_their_sum(rule, count, n, seed):
+    """In the compiled kernels bit for bit, as they promise the order of the slots."""
+    states, numbers = RULES[rule]
+    slots, summed = slots_of(count, n, seed), np.empty((1, n), np.float32)
+    COMPILED.sum_slots(summed[0], slots)
+    results = []
+    for kernels in (COMPILED, PLAIN):
+        for g in (slots, summed):
+            w, state = normal(n, seed=seed + 1), [np.full(n, 0.5, np.float32) for _ in states]
+            getattr(kernels, rule)(w, *state, g, *numbers)
+            results.append(w)
+    for one, other in (results[:2], results[2:]):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_the_number_of_threads_changes_no_bit(threads):
     rows, width = LARGE
     z, t = normal(*LARGE), np.arange(rows, dtype=np.int32)
+    flat = z.ravel()
     calls = [
         ("bias", (z, normal(width), True), 0),
         ("column_sums", (z, np.zeros(width, np.float32), False), 1),
         ("cross_entropy", (z, t, np.zeros(2, np.float32)), 0),
         ("cross_entropy", (z, t, np.zeros(2, np.float32)), 2),
-        ("adam", (z, z.copy(), np.abs(z), z.copy(), 0.5, 0.1, 0.9, 0.999, 1e-8, 3, 0.0, 0.0), 0),
+        ("adam", (flat, flat, np.abs(flat), np.stack([flat] * 3), 0.5, 0.1, 0.9, 0.999, 1e-8, 3, 0.0, 0.0), 0),
     ]
     for name, arguments, out in calls:
         results = []

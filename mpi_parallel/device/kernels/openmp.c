@@ -5,7 +5,9 @@
  * elements are independent, and sums go over rows in their order.
  */
 #include <omp.h>
+#include <sched.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "maths.h"
 
@@ -152,61 +154,123 @@ void cross_entropy(const float *z, const int32_t *target, float *dz, float *loss
     sums[1] += (float)hits;
 }
 
-/* --- merging sums: the slots of several ranks, in the order of the ranks --- */
+/* --- merging sums: the slots of several ranks lie `stride` floats apart and are summed in the order of the ranks --- */
 
-VECTORS static void sum_slots_part(float *restrict out, const float *const *slots, int count, long begin, long end)
+#define BLOCK 1024 /* elements whose sum stays in the first cache */
+
+#define EACH_BLOCK(FROM, N)                                                                                            \
+    for (long FROM = begin, N; (N = end - FROM < BLOCK ? end - FROM : BLOCK) > 0; FROM += BLOCK)
+
+/* the sum of n elements of the slots: the only slot itself, or in `buffer` */
+static inline const float *summed(const float *slots, long stride, int count, long n, float *buffer)
 {
-    for (long block = begin; block < end; block += 4096) {
-        long stop = block + 4096 < end ? block + 4096 : end;
-        const float *first = slots[0];
-        for (long i = block; i < stop; ++i) out[i] = first[i];
-        for (int slot = 1; slot < count; ++slot) {
-            const float *from = slots[slot];
-            _Pragma("omp simd") for (long i = block; i < stop; ++i) out[i] += from[i];
-        }
+    if (count == 1) return slots;
+    const float *second = slots + stride;
+    _Pragma("omp simd") for (long i = 0; i < n; ++i) buffer[i] = slots[i] + second[i];
+    for (int slot = 2; slot < count; ++slot) {
+        const float *from = slots + slot * stride;
+        _Pragma("omp simd") for (long i = 0; i < n; ++i) buffer[i] += from[i];
+    }
+    return buffer;
+}
+
+VECTORS static void sum_slots_part(float *out, const float *slots, long stride, int count, long begin, long end)
+{
+    float buffer[BLOCK];
+    EACH_BLOCK(from, n) {
+        const float *g = summed(slots + from, stride, count, n, buffer);
+        if (g != out + from) memcpy(out + from, g, n * sizeof *g);
     }
 }
 
-/* out[i] = slots[0][i] + slots[1][i] + ...; the first slot may be out itself */
-void sum_slots(float *out, const float *const *slots, int count, long n)
+/* out[i] = slots[0][i] + slots[1][i] + ...; out may be a slot */
+void sum_slots(float *out, const float *slots, long stride, int count, long n)
 {
-    SHARE(n, count, sum_slots_part(out, slots, count, begin, end));
+    SHARE(n, count, sum_slots_part(out, slots, stride, count, begin, end));
 }
 
-/* --- update rules: g is scaled (by one over the rows, times what clipping leaves) as it is read --- */
+/* --- update rules: the gradient is the sum of slots, scaled (by one over the rows, times what clipping leaves) --- */
 
-VECTORS static void sgd_part(float *restrict w, const float *restrict g, long begin, long end, float scale, float alpha, float l2)
+VECTORS static void sgd_part(float *restrict w, const float *restrict slots, long stride, int count, long begin, long end,
+                             float scale, float alpha, float l2)
 {
-    _Pragma("omp simd") for (long i = begin; i < end; ++i) mp_sgd(w + i, g[i] * scale, alpha, l2);
+    float buffer[BLOCK];
+    EACH_BLOCK(from, n) {
+        const float *g = summed(slots + from, stride, count, n, buffer);
+        float *x = w + from;
+        _Pragma("omp simd") for (long i = 0; i < n; ++i) mp_sgd(x + i, g[i] * scale, alpha, l2);
+    }
 }
 
-void sgd(float *w, const float *g, long n, float scale, float alpha, float l2)
+void sgd(float *w, const float *slots, long stride, int count, long n, float scale, float alpha, float l2)
 {
-    SHARE(n, 1, sgd_part(w, g, begin, end, scale, alpha, l2));
+    SHARE(n, 1, sgd_part(w, slots, stride, count, begin, end, scale, alpha, l2));
 }
 
-VECTORS static void momentum_part(float *restrict w, float *restrict v, const float *restrict g, long begin, long end,
-                                  float scale, float alpha, float mu, float l2)
+VECTORS static void momentum_part(float *restrict w, float *restrict v, const float *restrict slots, long stride, int count,
+                                  long begin, long end, float scale, float alpha, float mu, float l2)
 {
-    _Pragma("omp simd") for (long i = begin; i < end; ++i) mp_momentum(w + i, v + i, g[i] * scale, alpha, mu, l2);
+    float buffer[BLOCK];
+    EACH_BLOCK(from, n) {
+        const float *g = summed(slots + from, stride, count, n, buffer);
+        float *x = w + from, *y = v + from;
+        _Pragma("omp simd") for (long i = 0; i < n; ++i) mp_momentum(x + i, y + i, g[i] * scale, alpha, mu, l2);
+    }
 }
 
-void momentum(float *w, float *v, const float *g, long n, float scale, float alpha, float mu, float l2)
+void momentum(float *w, float *v, const float *slots, long stride, int count, long n, float scale, float alpha, float mu,
+              float l2)
 {
-    SHARE(n, 1, momentum_part(w, v, g, begin, end, scale, alpha, mu, l2));
+    SHARE(n, 1, momentum_part(w, v, slots, stride, count, begin, end, scale, alpha, mu, l2));
 }
 
-VECTORS static void adam_part(float *restrict w, float *restrict m, float *restrict v, const float *restrict g, long begin,
-                              long end, float scale, float step, float beta1, float beta2, float epsilon, float l2, float keep)
+VECTORS static void adam_part(float *restrict w, float *restrict m, float *restrict v, const float *restrict slots,
+                              long stride, int count, long begin, long end, float scale, float step, float beta1,
+                              float beta2, float epsilon, float l2, float keep)
 {
-    _Pragma("omp simd") for (long i = begin; i < end; ++i)
-        mp_adam(w + i, m + i, v + i, g[i] * scale, step, beta1, beta2, epsilon, l2, keep);
+    float buffer[BLOCK];
+    EACH_BLOCK(from, n) {
+        const float *g = summed(slots + from, stride, count, n, buffer);
+        float *x = w + from, *first = m + from, *second = v + from;
+        _Pragma("omp simd") for (long i = 0; i < n; ++i)
+            mp_adam(x + i, first + i, second + i, g[i] * scale, step, beta1, beta2, epsilon, l2, keep);
+    }
 }
 
-void adam(float *w, float *m, float *v, const float *g, long n, float scale, float step, float beta1, float beta2,
-          float epsilon, float l2, float keep)
+void adam(float *w, float *m, float *v, const float *slots, long stride, int count, long n, float scale, float step,
+          float beta1, float beta2, float epsilon, float l2, float keep)
 {
-    SHARE(n, 1, adam_part(w, m, v, g, begin, end, scale, step, beta1, beta2, epsilon, l2, keep));
+    SHARE(n, 1, adam_part(w, m, v, slots, stride, count, begin, end, scale, step, beta1, beta2, epsilon, l2, keep));
+}
+
+/* --- a barrier of the processes that share memory --- */
+
+#if defined(__x86_64__) || defined(__i386__)
+#define RELAX() __builtin_ia32_pause()
+#else
+#define RELAX() ((void)0)
+#endif
+
+/* Write my ticket and wait until everyone's is as high; `tickets` lie a cache line apart in shared memory. What a process
+ * wrote before its ticket (release) is seen by all who have read that (acquire). First looks `spins` times for a late
+ * ticket, which is fastest where each process has a core; then gives its core away `yields` times, as the late one may need
+ * just that core; then returns 0: not yet, call again. */
+int meet(int64_t *tickets, int rank, int size, int64_t ticket, int spins, int yields)
+{
+    __atomic_store_n(tickets + 8 * rank, ticket, __ATOMIC_RELEASE);
+    for (int other = 0; other < size; ++other)
+        while (__atomic_load_n(tickets + 8 * other, __ATOMIC_ACQUIRE) < ticket) {
+            if (spins > 0) {
+                --spins;
+                RELAX();
+            } else if (yields > 0) {
+                --yields;
+                sched_yield();
+            } else {
+                return 0;
+            }
+        }
+    return 1;
 }
 
 /* Which of the compiled instruction sets this CPU takes. */
