@@ -69,6 +69,7 @@ def blas() -> str:
 
 def set_threads(count: int) -> None:
     """Let BLAS and OpenMP of this process use `count` threads."""
+    best_kernels()  # loads the OpenMP that is to be told: what is loaded later takes all cores
     threadpoolctl.threadpool_limits(limits=count)
 
 
