@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpi_parallel.device import Array, Device, Host
+from mpi_parallel.mpi.partition import share
+
+MOST = 1 << 30  # bytes of a message: beyond 2^31 some libraries and some networks fail
 
 
 class Communicator:
@@ -32,12 +36,61 @@ class Communicator:
         """The ranks that share this rank's node."""
         return Communicator(MPI.Intracomm(self.comm.Split_type(MPI.COMM_TYPE_SHARED)), self.device)
 
+    def split(self, group: int) -> Communicator:
+        """The ranks that give the same number, in this communicator's order."""
+        return Communicator(MPI.Intracomm(self.comm.Split(group, self.rank)), self.device)
+
+    def share(self, n: int) -> slice:
+        """This rank's share of an array of n elements."""
+        return share(n, self.size, self.rank)
+
     def sum(self, array: Array) -> None:
-        """Replace the array by its elementwise sum over the ranks."""
+        """Replace the array by its elementwise sum over the ranks, the same bits on all."""
         if self.size > 1:
             values = self.device.to_host(array)
-            self.comm.Allreduce(MPI.IN_PLACE, values, MPI.SUM)
+            for part in messages(values):
+                self.comm.Allreduce(MPI.IN_PLACE, part, MPI.SUM)
             self.device.refill(array, values)
+
+    def begin_sum(self, array: Array) -> PendingSum:
+        """Start to replace the array, which nobody may touch meanwhile, by its sum over the ranks."""
+        return PendingSum(self, array)
+
+    def sum_shares(self, array: Array, mine: NDArray[Any]) -> None:
+        """Replace this rank's share of a flat array by its sum over the ranks; what becomes of the rest is undefined.
+
+        `mine` is scratch of the host, as long as the share.
+        """
+        if self.size == 1:
+            return
+        values, spans = self.device.to_host(array), self._shares(array.size)
+        if array.nbytes <= MOST:
+            self.comm.Reduce_scatter(values, mine, [span.stop - span.start for span in spans], MPI.SUM)
+            array[spans[self.rank]] = self.device.to_device(mine)
+            return
+        for root, span in enumerate(spans):
+            for part in messages(values[span]):
+                sender, receiver = (MPI.IN_PLACE, part) if root == self.rank else (part, None)
+                self.comm.Reduce(sender, receiver, MPI.SUM, root)
+        array[spans[self.rank]] = self.device.to_device(values[spans[self.rank]])
+
+    def gather_shares(self, array: Array) -> None:
+        """Replace the shares of the other ranks by what these have there."""
+        if self.size == 1:
+            return
+        values, spans = self.device.to_host(array), self._shares(array.size)
+        most = max(1, MOST // values.itemsize // self.size)  # elements of a share that travel in one go
+        for begin in range(0, spans[0].stop, most):  # the first share is the longest
+            counts = [min(most, max(0, span.stop - span.start - begin)) for span in spans]
+            starts = [min(span.start + begin, span.stop) for span in spans]
+            self.comm.Allgatherv(MPI.IN_PLACE, [values, (counts, starts)])
+        self.device.refill(array, values)
+
+    def total(self, value: float) -> float:
+        """The sum of the ranks' numbers, in float64; the same bits on all."""
+        values = np.array([value], np.float64)
+        self.comm.Allreduce(MPI.IN_PLACE, values, MPI.SUM)
+        return float(values[0])
 
     def maximum(self, value: int) -> int:
         """The largest of the ranks' numbers."""
@@ -45,11 +98,19 @@ class Communicator:
         self.comm.Allreduce(MPI.IN_PLACE, values, MPI.MAX)
         return int(values[0])
 
-    def gather(self, row: NDArray[Any]) -> NDArray[Any]:
-        """(size, *row.shape) on every rank: the host arrays of all ranks, by rank."""
-        rows = np.empty((self.size, *row.shape), row.dtype)
+    def gather(self, row: NDArray[Any], rows: NDArray[Any] | None = None) -> NDArray[Any]:
+        """(size, *row.shape) on every rank: the host arrays of all ranks, by rank; in `rows` where that is given."""
+        rows = np.empty((self.size, *row.shape), row.dtype) if rows is None else rows
         self.comm.Allgather(np.ascontiguousarray(row), rows)
         return rows
+
+    def gather_rows(self, rows: Array, counts: Sequence[int], everyone: Array) -> None:
+        """Fill `everyone` (sum of counts, M) with the rows (counts[rank], M) float32 of all ranks, by rank."""
+        values, table = self.device.to_host(rows), self.device.to_host(everyone)
+        row = MPI.FLOAT.Create_contiguous(table.shape[1]).Commit()  # so that counts are rows, and small
+        self.comm.Allgatherv([values, row], [table, (counts, None), row])
+        row.Free()
+        self.device.refill(everyone, table)
 
     def gather_text(self, text: str) -> list[str]:
         """The ranks' texts on every rank, by rank."""
@@ -61,9 +122,54 @@ class Communicator:
         head = None if array is None else (array.shape, array.dtype.str)
         shape, dtype = self.comm.bcast(head, root)
         values = np.asarray(array, order="C") if array is not None else np.empty(shape, dtype)
-        self.comm.Bcast(values, root)
+        for part in messages(values):
+            self.comm.Bcast(part, root)
         return values
+
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+        self.comm.Barrier()
+
+    def progress(self) -> None:
+        """Let MPI work on messages that are under way: it does so only within its calls."""
+        self.comm.Iprobe()
 
     def free(self) -> None:
         """Give the communicator back to MPI."""
         self.comm.Free()
+
+    def _shares(self, n: int) -> list[slice]:
+        return [share(n, self.size, rank) for rank in range(self.size)]
+
+
+class PendingSum:
+    """A sum over the ranks that is under way."""
+
+    def __init__(self, comm: Communicator, array: Array) -> None:
+        self._device, self._array = comm.device, array
+        self._requests: list[MPI.Request] = []
+        if comm.size > 1:
+            self._values = comm.device.to_host(array)
+            self._requests = [comm.comm.Iallreduce(MPI.IN_PLACE, part) for part in messages(self._values)]
+
+    def done(self) -> bool:
+        """Whether nothing is left to wait for; MPI works on the sum meanwhile."""
+        return MPI.Request.Testall(self._requests)
+
+    def wait(self) -> None:
+        """The array holds the sum when this returns."""
+        if self._requests:
+            MPI.Request.Waitall(self._requests)
+            self._device.refill(self._array, self._values)
+            self._requests = []
+
+
+def messages(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The elements of a contiguous array in views of at most MOST bytes."""
+    assert values.flags.c_contiguous, "only contiguous arrays can be sent in place"
+    if values.nbytes <= MOST:
+        yield values
+        return
+    flat, most = values.reshape(-1), max(1, MOST // values.itemsize)
+    for begin in range(0, flat.size, most):
+        yield flat[begin : begin + most]
