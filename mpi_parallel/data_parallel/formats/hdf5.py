@@ -107,6 +107,6 @@ def _class_names(file: h5py.File) -> tuple[str, ...]:
 
 def _rows_of_a_unit(images: h5py.Dataset) -> int:
     """About UNIT bytes, and whole chunks, so that none is unpacked twice."""
-    rows = max(1, UNIT // images.dtype.itemsize // prod(images.shape[1:]))
+    rows: int = max(1, UNIT // images.dtype.itemsize // prod(images.shape[1:]))
     chunk: int = images.chunks[0] if images.chunks else 1
     return max(1, rows // chunk) * chunk

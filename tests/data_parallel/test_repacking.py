@@ -1,0 +1,104 @@
+"""inspect and repack: what they say is so, and what they write reads as before, on any number of ranks."""
+
+import h5py
+import numpy as np
+import pytest
+from mpi4py import MPI
+from PIL import Image
+
+from mpi_parallel import inspect, repack
+from mpi_parallel.data_parallel import repacking
+from mpi_parallel.data_parallel.dataset import Split
+from mpi_parallel.data_parallel.survey import epoch_cost
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.partition import block
+from mpi_parallel.options import InputError
+from tests.data_parallel.test_conversion import RANKS, content, on_rank_0, pixels, same
+
+
+def make(path, dtype="u1", **options) -> None:
+    images, labels = pixels(200)
+    with h5py.File(path, "w") as file:
+        for name, rows in (("train", slice(0, 150)), ("test", slice(150, 200))):
+            file.create_dataset(f"{name}/images", data=images[rows].reshape(-1, 3, 4).astype(dtype), **options)
+            file[f"{name}/labels"] = labels[rows]
+        file.attrs["classes"], file.attrs["mean"] = ["ant", "bee", "owl"], 3.5
+
+
+def run(command, *arguments) -> None:
+    world = Communicator(MPI.COMM_WORLD)
+    assert command.main(world, [str(word) for word in arguments]) == 0
+    world.maximum(0)
+
+
+@RANKS
+@pytest.mark.parametrize("filter_", ["none", "gzip", "lzf"])
+def test_repacked_files_read_the_same(shared_path, monkeypatch, filter_):
+    monkeypatch.setattr(repacking, "UNIT", 100)
+    old, new, back = (shared_path / name for name in ("old.h5", "new.h5", "back.h5"))
+    on_rank_0(lambda: make(old, chunks=(13, 3, 4), compression="gzip"))
+    run(repack, old, "--to", new, "--filter", filter_, *["--chunk", 7] * (filter_ != "none"))
+    assert same(content(old), content(new))
+    with h5py.File(new) as file:
+        assert file["train/images"].chunks == (None if filter_ == "none" else (7, 3, 4))
+        assert file["train/images"].compression == (None if filter_ == "none" else filter_)
+    run(repack, new, "--to", back)
+    assert same(content(old), content(back))
+    assert not list(shared_path.glob("*packed*")) and not list(shared_path.glob("*unfinished*"))
+
+
+@RANKS
+def test_whole_numbers_become_bytes_and_fractions_do_not(shared_path):
+    on_rank_0(lambda: make(shared_path / "old.h5", ">f8"))
+    run(repack, shared_path / "old.h5", "--to", shared_path / "new.h5")
+    assert content(shared_path / "new.h5")["train/images"].dtype == np.uint8
+
+    def spoil() -> None:
+        with h5py.File(shared_path / "old.h5", "r+") as file:
+            file["test/images"][49, 2, 3] = 0.5
+
+    on_rank_0(spoil)
+    run(repack, shared_path / "old.h5", "--to", shared_path / "new.h5")
+    assert content(shared_path / "new.h5")["train/images"].dtype == np.dtype("<f8")
+    run(repack, shared_path / "old.h5", "--to", shared_path / "new.h5", "--dtype", "float32")
+    assert content(shared_path / "new.h5")["test/images"][49, 2, 3] == np.float32(0.5)
+
+
+def test_what_does_not_read_as_written_is_not_kept(tmp_path, monkeypatch):
+    make(tmp_path / "old.h5")
+
+    def write_wrong(self, offset, array):
+        self._file.Write_at(offset, array.view(np.uint8).reshape(-1) ^ 1)
+
+    monkeypatch.setattr("mpi_parallel.mpi.files.SharedFile.write", write_wrong)
+    with pytest.raises(InputError, match="train/images from row 0 on does not read as it was written"):
+        run(repack, tmp_path / "old.h5", "--to", tmp_path / "new.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.h5"]
+
+
+def test_repack_refuses_what_is_not_ours(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["pics"] = np.zeros((3, 2))
+    with pytest.raises(InputError, match=r"neither train/images nor images: .*convert"):
+        run(repack, tmp_path / "a.h5", "--to", tmp_path / "b.h5")
+
+
+def test_inspect_tells_what_is_there(tmp_path, capsys):
+    make(tmp_path / "a.h5", chunks=(13, 3, 4), compression="gzip")
+    run(inspect, tmp_path / "a.h5", "--ranks", 3, "--shards", 4, "--contact-sheet", tmp_path / "sheet.png")
+    told = capsys.readouterr().out
+    _, labels = pixels(200)
+    counts = np.bincount(labels[:150])
+    assert "images of 3 x 4 uint8, 12 features" in told
+    assert "train       150 rows; chunks of 13 x 3 x 4 (156 bytes), deflate; " in told
+    assert f"classes: ant {counts[0]}, bee {counts[1]}, owl {counts[2]}" in told
+    assert "moments     none in the file" in told
+    # 12 chunks; the edges of the shards at rows 38, 76 and 113 each cut one.
+    assert f"of train, streamed: 4 reads, {15 * 156:,} bytes, {3 * 156} of these twice (20.0%); up to 75 rows" in told
+    assert Image.open(tmp_path / "sheet.png").size == (480, 144)
+
+
+def test_what_streaming_reads_of_contiguous_rows_is_the_rows(tmp_path):
+    split = Split(str(tmp_path / "a.h5"), "images", "labels", 1000, (3, 4), np.dtype(np.uint8))
+    cost = epoch_cost(split, [block(1000, 7, part) for part in range(7)], 1 << 20)
+    assert (cost.bytes, cost.twice) == (12_000, 0)
