@@ -68,10 +68,12 @@ def _leave(farewell: MPI.Intracomm, message: str, status: int) -> int:
     if _all_arrive(farewell):
         _tell_once(farewell, message)
         return status
-    logger.error("rank %d on %s: %s", farewell.rank, MPI.Get_processor_name(), message)
-    logging.shutdown()
-    sys.stderr.flush()
-    return MPI.COMM_WORLD.Abort(status)
+    try:
+        logger.error("rank %d on %s: %s", farewell.rank, MPI.Get_processor_name(), message)
+        logging.shutdown()
+        sys.stderr.flush()
+    finally:  # whatever becomes of the message, the others must not wait for ever
+        MPI.COMM_WORLD.Abort(status)
 
 
 def _tell_once(farewell: MPI.Intracomm, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +101,7 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
         rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
         totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop))
         if not totals.finite:
-            logger.error(
+            logger.warning(
                 "step %d: loss %s, and the gradient is not finite: training went bad", run.step + 1, totals.loss
             )
             return "not-finite"
@@ -174,6 +175,9 @@ def _epoch_line(run: Run, trained: Score, held_out: Score | None, seconds: float
 def _end(run: Run, reason: str) -> int:
     """Tell how the run ended; the exit status. A run that is asked to stop does not begin to evaluate."""
     tested = evaluate(run, run.test) if reason not in ("signal", "not-finite") else None
+    if tested and not math.isfinite(tested.loss):  # the last step went bad, which no further one could find out
+        logger.warning("test loss %s: training went bad", tested.loss)
+        reason = "not-finite"
     seconds, digest = process_seconds(), weights_sha256(run.engine.model.weights())
     run.folder.event(
         "end", step=run.step, epochs=run.epochs, reason=reason, seconds=seconds,

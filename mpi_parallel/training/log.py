@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,22 +42,24 @@ class RunFolder:
         """Append one line to metrics.jsonl, at once."""
         if self._metrics is not None:
             try:
-                self._metrics.write(json.dumps({"event": name, **facts}) + "\n")
+                self._metrics.write(json.dumps(_speakable({"event": name, **facts}), allow_nan=False) + "\n")
                 self._metrics.flush()
             except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self.path / "metrics.jsonl")) from None
+                error.filename = str(self.path / "metrics.jsonl")
+                raise
 
     def show_through(self, progress: Progress) -> None:
         """From now on the log's lines go to the terminal through this progress."""
         self.console.progress = progress
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files. What could not be written has been told when it was tried."""
         for handler in self._handlers:
             logger.removeHandler(handler)
-            handler.close()
-        if self._metrics is not None:
-            self._metrics.close()
+        for file in (*self._handlers, self._metrics):
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
 
     def _make(self, out: str | None, config: Any) -> str | None:
         """Make the folder and config.toml; what is wrong, if something is."""
@@ -84,6 +88,17 @@ class _Console(logging.Handler):
             self.progress.line(self.format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that ends the run where it cannot be written, on a full disk for instance, and then takes no more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
+        error = sys.exception()
+        logger.removeHandler(self)
+        if isinstance(error, OSError):
+            error.filename = self.baseFilename
+        raise
+
+
 def _handlers(path: Path, rank: int, console: logging.Handler) -> list[logging.Handler]:
     """Rank 0: the terminal and log.txt.
 
@@ -91,9 +106,18 @@ def _handlers(path: Path, rank: int, console: logging.Handler) -> list[logging.H
     """
     if rank:
         console.setLevel(logging.ERROR)
-    file = logging.FileHandler(path / (f"rank-{rank}.log" if rank else "log.txt"), delay=rank > 0)
+    file = _LogFile(path / (f"rank-{rank}.log" if rank else "log.txt"), delay=rank > 0)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     return [console, file]
+
+
+def _speakable(value: Any) -> Any:
+    """The value with None for numbers that are not finite: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _speakable(item) for key, item in value.items()}
+    return [_speakable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _numbered(path: Path) -> Path:
