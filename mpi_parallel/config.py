@@ -94,7 +94,9 @@ class OptimizerOptions:
 class ParallelOptions:
     """how the ranks work together"""
 
-    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", "flat", "exact"))
+    merge: str = option(
+        "auto", "how the ranks' gradients become one", choices=("auto", "flat", "buckets", "window", "sharded", "exact")
+    )
     reproducible: bool = option(False, "the same weights, bit for bit, on any number of ranks; sets --merge exact")
     groups: int | None = option(
         None,
@@ -161,10 +163,15 @@ class TrainConfig:
             raise InputError("--data is empty: name an HDF5 file")
 
     @property
-    def groups(self) -> int:
-        """Groups of rows that are summed apart: 1 unless the run is exact."""
+    def threads(self) -> int | None:
+        """Threads of a rank; an exact run has one unless told, as their number is part of what rounds a product."""
+        return self.device.threads or (1 if self.groups else None)
+
+    @property
+    def groups(self) -> int | None:
+        """How many groups of rows are summed apart in an exact run; None in others."""
         if not (self.parallel.reproducible or self.parallel.merge == "exact"):
-            return 1
+            return None
         if self.parallel.groups is not None:
             return self.parallel.groups
         groups = 1

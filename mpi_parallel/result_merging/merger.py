@@ -1,0 +1,57 @@
+"""What every merger has: three verbs, and the fact `owned`. The plainest answers stand here."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.nn.store import Parameter, ParameterStore
+from mpi_parallel.result_merging.metrics import Totals
+
+
+class Merger(ABC):
+    """Makes the ranks' gradients one. `owned` is the slice of the store whose optimizer step this rank takes.
+
+    In a step: `ready` during backward, `merge`, then the optimizer reads `store.terms` in the owned slice and writes
+    its weights, then `publish`. All verbs are collective. Results do not depend on which of the ranks asks: totals and
+    norm are the same bits on all.
+    """
+
+    name: ClassVar[str]  # as --merge has it
+
+    def __init__(self, store: ParameterStore, comm: Communicator) -> None:
+        """Of the store, which is alike on all ranks of `comm`."""
+        self.store, self.comm = store, comm
+        self.owned = slice(0, store.size)
+
+    def ready(self, parameters: Sequence[Parameter]) -> None:  # noqa: B027, mergers that wait for all gradients ignore it
+        """The gradients of these parameters are complete on this rank."""
+
+    def collect(self) -> None:  # noqa: B027, the sum of all rows is what these mergers want
+        """The store holds the gradient of one more group of rows; only the exact merger keeps groups apart."""
+
+    @abstractmethod
+    def merge(self) -> Totals:
+        """Everyone's gradient (summed over rows, in the owned slice at least), count, loss and flags."""
+
+    def norm(self) -> float:
+        """Euclidean norm of the whole summed gradient; call it between merge and the optimizer's step.
+
+        It is rank 0's: processors of two makes round the same sum differently, and all ranks have to clip alike.
+        """
+        mine = self._squares(slice(0, self.store.size)) if self.comm.rank == 0 else 0.0
+        return math.sqrt(self.comm.total(mine))
+
+    def publish(self) -> None:  # noqa: B027, where every rank takes the whole step there is nothing to do
+        """Everyone's weights, after the owners have updated theirs."""
+
+    def close(self) -> None:  # noqa: B027, most hold nothing
+        """Give back what is held beside the store, which stays usable; all ranks together."""
+
+    def _squares(self, span: slice) -> float:
+        """The sum of squares of a slice of the gradient."""
+        part = self.store.gradients[span]
+        return float(self.store.device.xp.dot(part, part))

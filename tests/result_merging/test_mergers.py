@@ -1,0 +1,372 @@
+"""All mergers against the flat one's definition: the same sums, totals, norms and weights on any number of ranks."""
+
+import gc
+import resource
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from mpi_parallel.config import ParallelOptions
+from mpi_parallel.device import Host
+from mpi_parallel.mpi import communicator
+from mpi_parallel.nn.optimizers import RULES
+from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, STOP, ParameterStore
+from mpi_parallel.options import InputError
+from mpi_parallel.result_merging.automatic import open_merger
+from mpi_parallel.result_merging.buckets import Buckets
+from mpi_parallel.result_merging.registry import MERGERS
+from mpi_parallel.result_merging.window import Window
+from tests.assembly import world
+from tests.device.strict import Strict
+
+SHAPES = [("W2", (7, 3)), ("b2", (3,)), ("W1", (40, 7)), ("b1", (7,)), ("W0", (30, 40)), ("b0", (40,))]
+ALL = pytest.mark.parallel([1, 2, 3, 4])
+
+
+class Simulated(Window):
+    """The window on nodes that have two ranks each, or one where ranks are left over."""
+
+    def __init__(self, store, comm):
+        super().__init__(store, comm, comm.split(comm.rank // 2))
+
+
+class Lonely(Window):
+    """The window on nodes of one rank."""
+
+    def __init__(self, store, comm):
+        super().__init__(store, comm, comm.split(comm.rank))
+
+
+def small_buckets(store, comm):
+    return Buckets(store, comm, 64)
+
+
+KINDS = {**MERGERS, "small buckets": small_buckets, "nodes of two": Simulated, "nodes of one": Lonely}
+KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_store(shapes=SHAPES) -> ParameterStore:
+    store = ParameterStore(Host(), shapes)
+    store.weights[:] = np.random.default_rng(0).normal(size=store.size)
+    return store
+
+
+def gradient(rank: int, step: int, size: int) -> np.ndarray:
+    return np.random.default_rng([rank, step]).normal(size=size).astype(np.float32)
+
+
+def backward(merger, comm, step: int) -> None:
+    """What an engine does: write the gradients layer by layer, tell of each layer, and leave the sums."""
+    store = merger.store
+    store.zero_grad()
+    values = gradient(comm.rank, step, store.size)
+    parameters = list(store.parameters.values())
+    for first in range(0, len(parameters), 2):
+        layer = parameters[first : first + 2]
+        for parameter in layer:
+            parameter.gradient[...] = values[parameter.span].reshape(parameter.gradient.shape)
+        merger.ready(layer)
+    store.tail[[LOSS, CORRECT, COUNT]] = 0.1 * (comm.rank + 1), comm.rank, 10 + comm.rank
+
+
+def train(merger, optimizer, comm, steps: int, clip: bool = False) -> list:
+    told = []
+    for step in range(steps):
+        backward(merger, comm, step)
+        totals = merger.merge()
+        norm = merger.norm() if clip else 1.0
+        optimizer.step(merger.owned, 0.01, 1 / totals.count / norm)
+        merger.publish()
+        told.append((totals, norm))
+    return told
+
+
+@ALL
+@KIND
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_weights_are_those_of_the_sum_in_float64(kind, clip, rule):
+    comm, steps = world(), 5
+    store = make_store()
+    reference = ParameterStore(Host(), SHAPES)
+    reference.weights[:] = store.weights
+    merger, optimizer, theirs = KINDS[kind](store, comm), RULES[rule](store, 0.01), RULES[rule](reference, 0.01)
+    told = train(merger, optimizer, comm, steps, clip)
+    count = sum(10 + rank for rank in range(comm.size))
+    for step, (totals, norm) in enumerate(told):
+        whole = sum(gradient(rank, step, store.size).astype(float) for rank in range(comm.size))
+        if clip:
+            assert norm == pytest.approx(np.linalg.norm(whole), rel=1e-5)
+        assert (totals.count, totals.correct) == (count, sum(range(comm.size)))
+        assert totals.loss == pytest.approx(0.1 * sum(range(1, comm.size + 1)), rel=1e-6)
+        assert (totals.finite, totals.stop) == (True, False)
+        reference.gradients[:] = whole
+        theirs.step(slice(0, store.size), 0.01, 1 / count / norm)
+    np.testing.assert_allclose(store.weights, reference.weights, rtol=1e-5, atol=2e-6)
+    merger.close()
+
+
+@ALL
+@KIND
+def test_all_ranks_have_the_same_bits(kind):
+    comm, store = world(), make_store()
+    merger = KINDS[kind](store, comm)
+    told = train(merger, RULES["adam"](store), comm, 4, clip=True)
+    numbers = [[t.loss, t.correct, t.count, norm] for t, norm in told]
+    for rows in (comm.gather(np.array(numbers)), comm.gather(store.weights)):
+        assert all(np.array_equal(row, rows[0]) for row in rows)
+    merger.close()
+
+
+@ALL
+@KIND
+def test_each_weight_is_owned_by_one_rank_of_the_node_or_by_all(kind):
+    comm, store = world(), make_store()
+    merger = KINDS[kind](store, comm)
+    node = getattr(merger, "node", comm)
+    mine = np.zeros(store.size, np.int64)
+    mine[merger.owned] = 1
+    node.sum(mine)
+    shared = kind in ("flat", "buckets", "small buckets")
+    assert (mine == (node.size if shared else 1)).all()
+    merger.close()
+
+
+@ALL
+@KIND
+@pytest.mark.parametrize("flag", [STOP, BAD, LOSS])
+def test_one_ranks_flag_reaches_all(kind, flag):
+    comm, store = world(), make_store()
+    merger = KINDS[kind](store, comm)
+    for unlucky in range(comm.size):
+        backward(merger, comm, 0)
+        if comm.rank == unlucky:
+            store.tail[flag] = 1 if flag == STOP else np.nan
+        totals = merger.merge()
+        assert (totals.stop, totals.finite) == (flag == STOP, flag == STOP)
+        merger.publish()
+    merger.close()
+
+
+@ALL
+@KIND
+def test_a_step_that_is_not_taken_leaves_the_weights_and_the_next_one_works(kind):
+    comm, store = world(), make_store()
+    merger, before = KINDS[kind](store, comm), store.weights.copy()
+    backward(merger, comm, 0)
+    merger.merge()
+    merger.publish()
+    np.testing.assert_array_equal(store.weights, before)
+    train(merger, RULES["sgd"](store), comm, 1)
+    assert not np.array_equal(store.weights, before)
+    merger.close()
+
+
+@ALL
+def test_on_one_node_the_window_sums_in_rank_order():
+    comm, store = world(), make_store()
+    store.gradients[:] = gradient(comm.rank, 0, store.size) * np.float32(10.0**comm.rank)
+    slots = comm.gather(store.gradients)
+    expected = slots[0].copy()
+    for slot in slots[1:]:
+        expected += slot
+    reference = make_store()
+    reference.gradients[:] = expected
+    RULES["adam"](reference).step(slice(0, store.size), 0.01, 0.1)
+    merger = Window(store, comm)
+    merger.merge()
+    RULES["adam"](store).step(merger.owned, 0.01, 0.1)
+    merger.publish()
+    np.testing.assert_array_equal(store.weights, reference.weights)
+    merger.close()
+
+
+@ALL
+@KIND
+def test_numpys_expressions_serve_where_there_are_no_compiled_kernels(kind, monkeypatch):
+    monkeypatch.setattr("mpi_parallel.device.host.OpenMP", no_library)
+    comm, store = world(), make_store()
+    assert store.device.kernels.meet is None
+    comm.device = store.device
+    merger = KINDS[kind](store, comm)
+    train(merger, RULES["adam"](store), comm, 3)
+    weights = store.weights.copy()
+    merger.close()
+    monkeypatch.undo()
+    store = make_store()
+    merger = KINDS[kind](store, world())
+    train(merger, RULES["adam"](store), comm, 3)
+    np.testing.assert_allclose(weights, store.weights, rtol=1e-5, atol=1e-6)
+    merger.close()
+
+
+def no_library():
+    raise OSError("not built")
+
+
+@pytest.mark.parallel([1, 2, 3, 5])
+@KIND
+def test_a_store_with_fewer_weights_than_lines_or_ranks(kind):
+    comm, store = world(), make_store([("w", (2,)), ("b", (1,))])
+    merger = KINDS[kind](store, comm)
+    train(merger, RULES["momentum"](store), comm, 3)
+    rows = comm.gather(store.weights)
+    assert all(np.array_equal(row, rows[0]) for row in rows)
+    assert not np.array_equal(store.weights, make_store([("w", (2,)), ("b", (1,))]).weights)
+    merger.close()
+
+
+@ALL
+@KIND
+def test_messages_may_be_cut(kind, monkeypatch):
+    """As beyond MOST bytes: with a limit of 200 the same numbers come out."""
+    comm, weights = world(), []
+    for limit in (1 << 30, 200):
+        monkeypatch.setattr(communicator, "MOST", limit)
+        store = make_store()
+        merger = KINDS[kind](store, comm)
+        train(merger, RULES["sgd"](store), comm, 3)
+        weights.append(store.weights.copy())
+        merger.close()
+    np.testing.assert_allclose(*weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("kind", ["flat", "buckets", "small buckets", "sharded"])
+def test_what_the_host_cannot_see_is_staged(kind):
+    comm, weights = world(), []
+    for device in (Host(), Strict()):
+        store = ParameterStore(device, SHAPES)
+        merger = KINDS[kind](store, comm.on(device))
+        values = gradient(comm.rank, 0, store.size)
+        store.gradients[...] = device.to_device(values)
+        for parameter in store.parameters.values():
+            merger.ready([parameter])
+        assert merger.merge().count == 0
+        RULES["sgd"](store).step(merger.owned, 0.1)
+        merger.publish()
+        weights.append(device.to_host(store.weights).copy())
+    np.testing.assert_allclose(*weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parallel([1, 2])
+def test_the_window_refuses_what_is_not_the_hosts():
+    device = Strict()
+    with pytest.raises(InputError, match="choose --merge flat"):
+        Window(ParameterStore(device, SHAPES), world().on(device))
+
+
+@pytest.mark.parallel([1, 2])
+def test_the_window_refuses_a_node_with_too_little_shared_memory(monkeypatch):
+    class Full:
+        f_bavail, f_frsize = 1, 4096
+
+    monkeypatch.setattr("mpi_parallel.mpi.window.os.statvfs", lambda path: Full())
+    with pytest.raises(InputError, match="4,096 that /dev/shm has left"):
+        Window(make_store(), world())
+    choice = open_merger("auto", make_store(), world(), RULES["adam"])
+    assert "window" not in choice.seconds
+
+
+@ALL
+def test_a_closed_window_leaves_a_store_that_works():
+    comm, store = world(), make_store()
+    parameter = store.parameters["W1"]
+    merger, optimizer = Window(store, comm), RULES["sgd"](store)
+    train(merger, optimizer, comm, 2)
+    before = store.weights.copy()
+    merger.close()
+    np.testing.assert_array_equal(store.weights, before)
+    assert np.shares_memory(parameter.value, store.weights)
+    assert np.shares_memory(parameter.gradient, store.gradients)
+    train(MERGERS["flat"](store, comm), optimizer, comm, 1)
+    assert not np.array_equal(store.weights, before)
+
+
+@pytest.mark.parallel([2, 3, 4])
+def test_the_ranks_of_a_node_read_the_same_weights_in_place():
+    comm, store = world(), make_store()
+    merger = Window(store, comm)
+    if comm.rank == 1:
+        store.parameters["W1"].value[...] = 42
+    merger.window.meet()
+    assert (store.parameters["W1"].value == 42).all()
+    merger.close()
+
+
+@ALL
+@pytest.mark.parametrize("kind", ["auto", *MERGERS])
+def test_mergers_by_name(kind):
+    comm, store = world(), make_store()
+    choice = open_merger(kind, store, comm, RULES["adam"])
+    names = comm.gather_text(f"{choice}")
+    assert names == [names[0]] * comm.size
+    if kind != "auto":
+        assert choice.merger.name == str(choice) == kind
+    elif comm.size == 1:
+        assert str(choice) == "flat"
+    else:
+        assert set(choice.seconds) == set(MERGERS)
+        assert choice.seconds[choice.merger.name] == min(choice.seconds.values())
+    train(choice.merger, RULES["adam"](store), comm, 1)
+    choice.merger.close()
+
+
+def test_the_option_knows_the_mergers():
+    choices = ParallelOptions.__dataclass_fields__["merge"].metadata["choices"]
+    assert set(MERGERS) | {"auto"} <= set(choices)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@KIND
+def test_a_step_that_repeats_allocates_no_array(kind):
+    comm, store = world(), make_store([("W", (300, 300)), ("b", (300,))])
+    merger, optimizer = KINDS[kind](store, comm), RULES["adam"](store)
+    values = gradient(comm.rank, 0, store.size)
+
+    def step() -> None:
+        store.zero_grad()
+        store.gradients[:] = values
+        merger.ready(list(store.parameters.values()))
+        totals = merger.merge()
+        optimizer.step(merger.owned, 0.01, 0.1 * merger.norm() / max(1, totals.count))
+        merger.publish()
+
+    for _ in range(3):
+        step()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        step()
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(3):
+            step()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 2000
+    assert peak - before < 10_000  # views, numbers and requests, while the gradients have 361,200 bytes
+    merger.close()
+
+
+@pytest.mark.parallel([2])
+@KIND
+def test_ten_thousand_steps_take_no_memory(kind):
+    comm, store = world(), make_store()
+    merger, optimizer = KINDS[kind](store, comm), RULES["adam"](store)
+    parameters = list(store.parameters.values())
+
+    def steps(count: int) -> int:
+        for _ in range(count):
+            store.zero_grad()
+            merger.ready(parameters)
+            merger.merge()
+            optimizer.step(merger.owned, 0.01)
+            merger.publish()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+
+    before = steps(1000)
+    assert steps(10_000) - before < 1000
+    merger.close()
