@@ -47,16 +47,18 @@ def budget_of(options: DataOptions, node: Communicator, device: Device) -> Budge
     return Budget(part, options.holding, bytes_of(options.window))
 
 
-def available(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = CGROUPS) -> int:
+def available(
+    meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/proc/self/cgroup"), mounted: Path = CGROUPS
+) -> int:
     """Bytes that this node, and the job's control group where there is one, can still give."""
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) << 10
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in groups.read_text().splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            free = min(free, _left(cgroups, group, "memory.max", "memory.current"))
+            free = min(free, _left(mounted, group, "memory.max", "memory.current"))
         elif "memory" in controllers.split(","):
-            free = min(free, _left(cgroups / "memory", group, "memory.limit_in_bytes", "memory.usage_in_bytes"))
+            free = min(free, _left(mounted / "memory", group, "memory.limit_in_bytes", "memory.usage_in_bytes"))
     return free
 
 

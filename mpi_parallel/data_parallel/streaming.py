@@ -87,12 +87,13 @@ class Stream:
 
     def start(self, epoch: int) -> None:
         """Go to the start of an epoch; it costs nothing to go on to the next one."""
-        if self._reader is None or self._left or epoch != self._epoch + 1:
+        rows = sum(self.lengths)
+        if rows and (self._reader is None or self._left or epoch != self._epoch + 1):
             self.close()
             self._reader = Reader(self.split, self.schedule, range(epoch, self.epochs), len(self.lengths), self.buffers)
             weakref.finalize(self, self._reader.close)  # also when the program ends
             self._current: list[Loaded | None] = [None] * len(self.lengths)
-        self._epoch, self._left, self._place = epoch, sum(self.lengths), 0
+        self._epoch, self._left, self._place = epoch, rows, 0
 
     def take(self, most: int) -> Integers:
         """The slots of the next rows, at most so many and at least one; they are good until the next call.

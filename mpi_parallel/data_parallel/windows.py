@@ -18,7 +18,7 @@ from mpi_parallel.data_parallel.order import Integers, permute
 from mpi_parallel.device.hashing import combine_int
 
 BLOCKS, ROWS = 4, 5  # what (seed, epoch) is hashed for; see order.py
-BLOCKS_OF_A_WINDOW = 8  # a drawn row has come from one of so many places of its shard
+BLOCKS_OF_A_WINDOW = 16  # rows that follow each other in a shard have that much to do with each other: 1/16
 LABEL_BYTES, SLOT_BYTES = 4, 8  # that a row of a window takes beside its image
 
 
