@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mpi_parallel.data_parallel import conversion
 from mpi_parallel.data_parallel.formats.detect import open_sources
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, share
-from mpi_parallel.data_parallel.intake import Intake, refuse_mixture
+from mpi_parallel.data_parallel.intake import Intake, Store, refuse_mixture
 from mpi_parallel.data_parallel.labels import Labels
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
@@ -73,30 +74,34 @@ def main(world: Communicator, arguments: list[str]) -> int:
     if not target.parent.is_dir():
         raise InputError(f"--to {target}: there is no folder {target.parent}")
 
-    labels = Labels(sources[0].named, config.source.classes or sources[0].names)
-    intake = Intake(sources, labels, target.parent, world)
-    with _bar(options.progress, sources, world) as told:
-        intake.read(told)
-    intake.agree()
-    _report(intake, options.clean, target)
-
-    dtype = intake.dtype if options.dtype == "auto" else np.dtype(options.dtype)
-    shares = _shares(options.split, sources)
-    plan = conversion.plan(intake, shares, options.seed, dtype)
-    facts = {
-        "classes": intake.classes,
-        "seed": options.seed,
-        "split": shares,
-        "source": ", ".join(dict.fromkeys(source.path.name for source in sources)),
-        "rows_left_out": len(intake.bad),
-    }
-    conversion.write(
-        target, intake, plan, options.parts, options.merge_parts,
-        lambda path: conversion.describe(path, facts, options.scale, world),
-    )  # fmt: skip
+    with closing(Store(target.parent)) as store:
+        intake = Intake(sources, Labels(sources[0].named, config.source.classes or sources[0].names), store, world)
+        with _bar(options.progress, sources, world) as told:
+            intake.read(told)
+        intake.agree()
+        _report(intake, options.clean, target)
+        shares = _shares(options.split, sources)
+        dtype = intake.dtype if options.dtype == "auto" else np.dtype(options.dtype)
+        plan = conversion.plan(intake, shares, options.seed, dtype)
+        facts = _facts(intake, shares, options.seed)
+        conversion.write(
+            target, intake, plan, options.parts, options.merge_parts,
+            lambda path: conversion.describe(path, facts, options.scale, world),
+        )  # fmt: skip
     if world.rank == 0:
         _tell(target, plan, time.perf_counter() - began, world.size)
     return 0
+
+
+def _facts(intake: Intake, shares: tuple[float, ...], seed: int) -> dict[str, Any]:
+    """Root attributes of the file: where its rows come from."""
+    return {
+        "classes": intake.classes,
+        "seed": seed,
+        "split": shares,
+        "source": ", ".join(dict.fromkeys(source.path.name for source in intake.sources)),
+        "rows_left_out": len(intake.bad),
+    }
 
 
 def _shares(asked: tuple[float, ...], sources: list[Source]) -> tuple[float, ...]:

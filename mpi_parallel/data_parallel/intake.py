@@ -90,10 +90,10 @@ class Intake:
     `batches` are some of them. `labels` (N,) int32 are those of all good rows, in the sources' order.
     """
 
-    def __init__(self, sources: list[Source], labels: Labels, folder: Path, comm: Communicator) -> None:
+    def __init__(self, sources: list[Source], labels: Labels, store: Store, comm: Communicator) -> None:
         self.sources, self.comm = sources, comm
         self.shape = sources[0].shape
-        self.store = Store(folder)
+        self.store = store
         self.batches: list[Batch] = []
         self._labels, self._totals = labels, dict[tuple[int, int], int]()
         self._bad: list[tuple[int, int, int, str]] = []

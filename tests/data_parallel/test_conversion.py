@@ -11,6 +11,7 @@ from mpi4py import MPI
 from sklearn.preprocessing import StandardScaler
 
 from mpi_parallel import convert
+from mpi_parallel.data_parallel import intake
 from mpi_parallel.data_parallel.formats import array_source, csv_table, idx_header, numbers
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
@@ -221,3 +222,57 @@ def test_more_ranks_as_a_user_starts_them(tmp_path, ranks):
     done = launch(ranks, "-m", "mpi_parallel.convert", tmp_path / "rows.csv", "--to", tmp_path / "many.h5")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "many.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
+
+
+def test_a_run_that_is_killed_leaves_what_was_there(tmp_path):
+    images, labels = pixels(50)
+    write_csv(tmp_path / "rows.csv", images, labels)
+    (tmp_path / "rows.h5").write_bytes(b"what was there")
+    program = (
+        "import os, signal\nfrom mpi_parallel import convert\nfrom mpi_parallel.data_parallel import conversion\n"
+        "conversion.describe = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nconvert.launch(convert.main)"
+    )
+    done = launch(2, "-c", program, tmp_path / "rows.csv", "--to", tmp_path / "rows.h5")
+    assert done.returncode != 0
+    assert (tmp_path / "rows.h5").read_bytes() == b"what was there"
+    run(tmp_path / "rows.csv", "--to", tmp_path / "rows.h5")  # what the killed run left is in nobody's way
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "rows.h5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rows.csv"], "--to is missing"),
+        (["--to", "a.h5"], "SOURCE is missing"),
+        (["gone.csv", "--to", "a.h5"], "gone.csv: no such file or folder"),
+        (["rows.csv", "--to", "nowhere/a.h5"], "there is no folder nowhere"),
+        (["rows.csv", "--to", "a.h5", "--split", "0.5", "0.2"], "sum to 1, not 0.7"),
+        (["rows.csv", "fewer.csv", "--to", "a.h5"], r"fewer.csv has images of \(11,\), but rows.csv of \(12,\)"),
+        (["rows.csv", "--to", "a.h5", "--split", "0", "0", "1"], "--scale feature is computed from the training rows"),
+        (["bad.csv", "--to", "a.h5"], "no good rows"),
+        (["images-idx", "--to", "a.h5"], "IDX files go in pairs: 1 with images .*, 0 with labels"),
+        (["empty.csv", "--to", "a.h5"], "empty.csv: is empty"),
+    ],
+)
+def test_what_cannot_be_converted(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    images, labels = pixels(20)
+    write_csv(tmp_path / "rows.csv", images, labels)
+    write_csv(tmp_path / "fewer.csv", images[:, 1:], labels)
+    write_csv(tmp_path / "bad.csv", images, labels.astype(int) - 9)
+    (tmp_path / "images-idx").write_bytes(idx_header(images.reshape(20, 3, 4)) + images.tobytes())
+    (tmp_path / "empty.csv").touch()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=message):
+        run(*arguments)
+    assert [path for path in sorted(tmp_path.iterdir()) if "left-out" not in path.name] == before
+
+
+def test_rows_that_memory_has_no_room_for_wait_on_disk(tmp_path, monkeypatch, small_units):
+    images, labels = pixels(83)
+    write_csv(tmp_path / "rows.csv", images, labels)
+    run(tmp_path / "rows.csv", "--to", tmp_path / "memory.h5")
+    monkeypatch.setattr(intake.Store.__init__, "__defaults__", (300,))
+    run(tmp_path / "rows.csv", "--to", tmp_path / "disk.h5")
+    assert (tmp_path / "disk.h5").read_bytes() == (tmp_path / "memory.h5").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 3

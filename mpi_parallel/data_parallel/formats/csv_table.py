@@ -10,8 +10,9 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +65,14 @@ class CsvSource:
 
     # Bytes
 
-    def _open(self) -> IO[bytes]:
-        return gzip.open(self.path) if self._packed else self.path.open("rb")  # type: ignore[return-value]
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        """The text, unpacked. Raises InputError where it cannot be."""
+        try:
+            with gzip.open(self.path) if self._packed else self.path.open("rb") as file:
+                yield cast(IO[bytes], file)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{self.path}: damaged gzip file: {error}") from error
 
     def _range(self, file: IO[bytes], unit: int) -> bytes:
         """The lines that begin in the unit's range of bytes."""
@@ -79,19 +86,13 @@ class CsvSource:
 
     def _stream(self, file: IO[bytes]) -> Iterator[bytes]:
         """The lines of a stream, about a unit at a time."""
-        try:
-            file.read(self._header)
-            while text := file.read(UNIT):
-                yield text if text.endswith(b"\n") else text + self._line(file, text)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{self.path}: damaged gzip file: {error}") from error
+        file.read(self._header)
+        while text := file.read(UNIT):
+            yield text if text.endswith(b"\n") else text + self._line(file, text)
 
     def _line(self, file: IO[bytes], begun: bytes) -> bytes:
         """The rest of a line of which some is read."""
-        try:
-            rest = file.readline(LONGEST_LINE)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{self.path}: damaged gzip file: {error}") from error
+        rest = file.readline(LONGEST_LINE)
         if len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
             raise InputError(f"{self.path}: a line is longer than {LONGEST_LINE >> 20} MiB: not CSV ({begun[:20]!r}…)")
         return rest

@@ -72,6 +72,8 @@ def parse_pixels(text: bytes, rows: int, columns: int, delimiter: bytes) -> NDAr
 
 
 def _parse_any(text: bytes, rows: int, columns: int, delimiter: bytes) -> NDArray[Any] | None:
+    if not text or text.isspace():
+        return None  # loadtxt would warn
     try:
         table = np.loadtxt(io.BytesIO(text), delimiter=delimiter.decode(), comments=None, ndmin=2)
     except ValueError:
