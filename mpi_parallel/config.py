@@ -45,7 +45,7 @@ class DataOptions:
     )
     shift: int = option(0, "move training images by up to so many pixels each way", check=at_least(0), name="PIXELS")
     flip: bool = option(False, "mirror half of the training images, left to right")
-    erase: float = option(0.0, "share of the training images that lose a random rectangle", check=between(0, 1.0000001))
+    erase: float = option(0.0, "share of the training images that lose a random rectangle", check=share)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,12 +81,17 @@ def test_scaling_the_gradient_is_scaling_what_is_read_of_it(name):
 @given(st.lists(st.integers(0, 50), max_size=4).map(sorted))
 def test_owned_slices_together_are_the_whole(name, cuts):
     """As ranks that own a share each; some own nothing."""
-    whole = run(make(name, 0.1, 50), slice(0, 50), 3)
+    optimizer = make(name, 0.1, 50)
+    whole = run(optimizer, slice(0, 50), 3)
     first = make(name, 0.1, 50).store.weights
     for start, stop in zip([0, *cuts], [*cuts, 50], strict=True):
-        share = run(make(name, 0.1, 50), slice(start, stop), 3)
+        owner = make(name, 0.1, 50)
+        share = run(owner, slice(start, stop), 3)
         np.testing.assert_array_equal(share[start:stop], whole[start:stop])
         np.testing.assert_array_equal(np.delete(share, np.s_[start:stop]), np.delete(first, np.s_[start:stop]))
+        for state, of_whole in zip(owner.state.values(), optimizer.state.values(), strict=True):
+            np.testing.assert_array_equal(state[start:stop], of_whole[start:stop])
+            assert not np.delete(state, np.s_[start:stop]).any()
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
