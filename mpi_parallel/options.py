@@ -79,6 +79,11 @@ def share(value: float) -> str | None:
     return None if 0 <= value <= 1 else "must be from 0 to 1"
 
 
+def power_of_two(value: int) -> str | None:
+    """A check that a number is 1, 2, 4, 8, ..."""
+    return None if value > 0 and value & (value - 1) == 0 else "must be a power of two"
+
+
 def positive(value: float) -> str | None:
     """A check that a number is greater than zero and finite."""
     return None if 0 < value < float("inf") else "must be a positive number"

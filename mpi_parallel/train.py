@@ -16,6 +16,7 @@ from mpi_parallel.mpi.session import launch
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import parse
+from mpi_parallel.result_merging.exact import Exact
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.fit import Run, fit
@@ -29,21 +30,21 @@ def main(world: Communicator, arguments: list[str]) -> int:
     config = parse(TrainConfig, arguments, "mpi_parallel.train", SENTENCE, speaks=world.rank == 0)
     batch, rule = config.batch, config.optimizer
     node = world.node()
-    threads = settle_threads(config.device.threads, node)
+    threads = settle_threads(config.threads, node)
     device = open_device(config.device.device, node.rank)
     grid = ProcessGrid(world.on(device))
     comm = grid.data
 
     data = open_image_set(config.data, batch.seed, comm)
     budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
-    training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment)
+    training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment, groups=config.groups)
     left = budget.less(training.bytes)
     validation, test = (evaluation_rows(s, training.scaler, comm, device, left) for s in (data.validation, data.test))
     classes = class_count(data, training, [validation, test], comm)
 
     model = MLP(device, (data.features, *config.model.hidden, classes), config.model.dropout, batch.seed)
     engine = Replica(model, training.rows, Clock(), batch.micro_batch)
-    merger = Flat(model.store, comm)
+    merger = Exact(model.store, comm, config.groups) if config.groups else Flat(model.store, comm)
     optimizer = RULES[rule.optimizer](model.store, rule.weight_decay)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world)

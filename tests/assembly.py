@@ -19,7 +19,9 @@ from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES, Optimizer
+from mpi_parallel.result_merging.exact import Exact
 from mpi_parallel.result_merging.flat import Flat
+from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores
 from mpi_parallel.training.step import train_step
 
@@ -41,7 +43,7 @@ class Assembly:
     test: Rows | None
     model: MLP
     engine: Replica
-    merger: Flat
+    merger: Merger
     optimizer: Optimizer
     batch_size: int
 
@@ -76,17 +78,18 @@ def assemble(
     micro_batch: int | None = None,
     optimizer: str = "sgd",
     weight_decay: float = 0.0,
+    groups: int | None = None,
     **data_options: Any,
 ) -> Assembly:
     """Everything up to the first step."""
     device = Host()
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
-    training = TrainingRows(data, shards, seed, comm, device)
+    training = TrainingRows(data, shards, seed, comm, device, groups=groups)
     held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]
     classes = class_count(data, training, held_out, comm)
     model = MLP(device, (data.features, *hidden, classes), dropout, seed)
     engine = Replica(model, training.rows, Clock(), micro_batch)
-    merger = Flat(model.store, comm)
+    merger = Exact(model.store, comm, groups) if groups else Flat(model.store, comm)
     return Assembly(
         comm, training, *held_out, model, engine, merger, RULES[optimizer](model.store, weight_decay), batch_size
     )

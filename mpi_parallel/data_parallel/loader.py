@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -24,6 +24,7 @@ from mpi_parallel.options import InputError
 
 __all__ = ["Batch", "Rows", "TrainingRows", "class_count", "evaluation_rows"]
 
+EVALUATION_ROWS = 512  # at a time: enough for BLAS, little memory
 POSITIONS_AT_ONCE = 2**16  # of this rank: their order is worked out together
 
 
@@ -33,6 +34,12 @@ class Batch:
 
     index: Array  # (b,) int64
     keys: Array  # (b,) uint32
+    edges: Sequence[int] | None = None  # where one group of rows ends and the next begins; None: all are one group
+
+    def groups(self) -> Iterator[Batch]:
+        """The parts whose gradients are summed apart."""
+        for start, stop in pairwise((0, len(self.index)) if self.edges is None else self.edges):
+            yield Batch(self.index[start:stop], self.keys[start:stop])
 
     def parts(self, size: int | None) -> Iterator[Batch]:
         """Micro-batches of at most `size` rows, at least one: a rank without rows takes the same path."""
@@ -58,23 +65,31 @@ class TrainingRows:
         budget: Budget | None = None,
         augment: Augmentation | None = None,
         peers: Communicator | None = None,
+        groups: int | None = None,
     ) -> None:
         """Find out how the shards are held, and read them, or see through them, once.
 
-        `peers` are ranks that need the same rows as this one: those on its node keep one copy together. Raises
-        InputError for bad values, for fewer rows than ranks and where the budget is too small for either way.
+        `peers` are ranks that need the same rows as this one: those on its node keep one copy together. With `groups`
+        position p belongs to group p mod `groups`, ranks own runs of whole groups, and a batch keeps them apart. Raises InputError for bad values, for fewer rows than ranks and where the budget is too small
+        for either way.
         """
         self.total, self.of, self.seed, self.comm, self.device = len(data.train), shards, seed, comm, device
         if self.total < comm.size:
             raise InputError(f"{data.path}: {self.total} training rows for {comm.size} ranks: use fewer ranks")
-        self.parts = {shard: block(self.total, shards, shard) for shard in dealt(shards, comm.size, comm.rank)}
-        self.shards = dealt(shards, comm.size, comm.rank)
+        self.groups = groups or 1
+        self.own_groups = block(groups, comm.size, comm.rank) if groups else range(1)
+        self.shards: Sequence[int] = dealt(shards, comm.size, comm.rank) if groups is None else self._of_groups()
+        self.parts = {shard: block(self.total, shards, shard) for shard in self.shards}
         self.peers = None if peers is None else peers.node()
         held = sum(map(len, self.parts.values())) * row_bytes(data.train)
         self.bytes = held // (self.peers.size if self.peers else 1)
         self.budget = budget or Budget()
         fits = not comm.maximum(int(not self.budget.fits(self.bytes)))
         self.holding = "resident" if fits else "streaming"
+        if groups and not fits:
+            raise InputError(
+                f"{data.path}: --reproducible needs the training rows resident: {self.told()}; see --memory"
+            )
         (self._keep if fits else self._pass_through)(data, augment)
 
     def told(self) -> str:
@@ -92,15 +107,20 @@ class TrainingRows:
         for first in range(0, self.total, at_once):
             span = range(first, min(first + at_once, self.total))
             positions = order.positions_of(self.shards, self.total, self.of, span)
+            sequence, edges = order.grouped(positions, span, batch_size, self.groups, self.own_groups)
+            positions = positions[sequence]
             keys = self.device.to_device(order.row_keys(positions, self.seed, number))
             if self.holding == "resident":
-                local = order.local_order(self.shards, self.total, self.of, self.seed, number, span)
+                local = order.local_order(self.shards, self.total, self.of, self.seed, number, span)[sequence]
             else:
                 local = np.arange(len(positions))  # they come in this order
             index = self.device.to_device(local)
-            starts = np.arange(span.start, span.stop + batch_size, batch_size)
-            for start, stop in pairwise(np.searchsorted(positions, starts).tolist()):
-                yield Batch(index[start:stop], keys[start:stop])
+            for cuts in edges:
+                yield Batch(index[cuts[0] : cuts[-1]], keys[cuts[0] : cuts[-1]], [cut - cuts[0] for cut in cuts])
+
+    def _of_groups(self) -> Sequence[int]:
+        """All shards of this rank's groups."""
+        return [shard for shard in range(self.of) if shard % self.groups in self.own_groups]
 
     def _keep(self, data: ImageSet, augment: Augmentation | None) -> None:
         """Read the shards into one array, one after the other; peers read different shards of it."""
@@ -133,10 +153,14 @@ class TrainingRows:
 def evaluation_rows(
     split: Split | None, scaler: Scaler, comm: Communicator, device: Device, budget: Budget | None = None
 ) -> Rows | None:
-    """This rank's block of a split that is evaluated; streamed, in the order of the file, where it does not fit."""
+    """This rank's part of a split that is evaluated; streamed, in the order of the file, where it does not fit.
+
+    Ranks own whole blocks of EVALUATION_ROWS, so that what is computed together does not depend on their number.
+    """
     if split is None:
         return None
-    part = block(len(split), comm.size, comm.rank)
+    blocks = block(-(-len(split) // EVALUATION_ROWS), comm.size, comm.rank)
+    part = range(*(min(number * EVALUATION_ROWS, len(split)) for number in (blocks.start, blocks.stop)))
     if (budget or Budget()).fits(len(part) * row_bytes(split)):
         return Rows(*split.read(part), scaler, device)
     return StreamedRows(stream_in_order(split, part), split.largest_label(part), scaler, device)

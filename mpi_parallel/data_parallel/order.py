@@ -1,14 +1,13 @@
 """Which samples make up a step: a pure function of (seed, epoch, step) that has never heard of ranks.
 
 The N training rows are cut into S contiguous shards by `block`. Position p of an epoch belongs to shard p mod S, at
-place
-p div S of that shard's own permutation; step t takes the positions [tB, (t+1)B). Since the longer shards come first,
-the
-positions 0..N-1 meet every place of every shard exactly once.
+place p div S of that shard's own permutation; step t takes the positions [tB, (t+1)B). Since the longer shards come
+first, the positions 0..N-1 meet every place of every shard exactly once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,13 +45,15 @@ def shard_order(n: int, shard: int, seed: int, epoch: int) -> Integers:
     return permute(np.arange(n), n, combine_int(ORDER, seed, epoch, shard))
 
 
-def positions_of(shards: range, total: int, of: int, span: range | None = None) -> Integers:
+def positions_of(shards: Sequence[int], total: int, of: int, span: range | None = None) -> Integers:
     """The epoch's positions, ascending, that belong to these of `of` shards of `total` rows; those in `span` only."""
     positions = _grid(shards, of, _places(total, of, span))
     return positions[_inside(positions, total, span)]
 
 
-def local_order(shards: range, total: int, of: int, seed: int, epoch: int, span: range | None = None) -> Integers:
+def local_order(
+    shards: Sequence[int], total: int, of: int, seed: int, epoch: int, span: range | None = None
+) -> Integers:
     """For each of `positions_of(...)`: the row among those of these shards, laid one shard after the other."""
     lengths = np.array([len(block(total, of, shard)) for shard in shards], np.int64)
     starts = np.cumsum(lengths) - lengths
@@ -67,6 +68,24 @@ def local_order(shards: range, total: int, of: int, seed: int, epoch: int, span:
     return rows[_inside(_grid(shards, of, places), total, span)]
 
 
+def grouped(
+    positions: Integers, span: range, batch_size: int, groups: int, own: range
+) -> tuple[Integers | slice, list[list[int]]]:
+    """How to take positions so that each step's groups follow one another, and where the groups of each step end.
+
+    Position p belongs to group p mod `groups`; the positions, ascending, are of the `own` groups and of the steps that
+    `span` begins and ends. Gives the sequence to take them in, and for each step the edges of its own groups in that.
+    """
+    number = positions // batch_size * groups + positions % groups
+    sequence: Integers | slice = slice(None)
+    if groups > 1:
+        sequence = np.argsort(number, kind="stable")
+        number = number[sequence]
+    steps = np.arange(span.start // batch_size, -(-span.stop // batch_size))
+    wanted = steps[:, None] * groups + np.arange(own.start, own.stop + 1)[None, :]
+    return sequence, np.searchsorted(number, wanted).tolist()
+
+
 def row_keys(positions: Integers, seed: int, epoch: int) -> Keys:
     """A uint32 for each position of the epoch that names it to whatever is random about a sample, such as dropout."""
     words: Any = positions.astype(np.uint32)
@@ -79,7 +98,7 @@ def _places(total: int, of: int, span: range | None) -> range:
     return range(-(-total // of)) if span is None else range(span.start // of, -(-min(span.stop, total) // of))
 
 
-def _grid(shards: range, of: int, places: range) -> Integers:
+def _grid(shards: Sequence[int], of: int, places: range) -> Integers:
     """(places, shards) the position of each."""
     return np.arange(places.start, places.stop)[:, None] * of + np.asarray(shards, np.int64)[None, :]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from mpi_parallel.data_parallel.loader import Batch, Rows
+import math
+from collections.abc import Callable
+
+from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.nn.layers import Ready
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
 
-EVALUATION_ROWS = 1024  # at a time: enough for BLAS, little memory
+LOSS_DIGITS = 2**20  # multiples of its inverse add up exactly in float64, in any order, below 2^33
 
 
 class Replica:
@@ -18,20 +21,25 @@ class Replica:
         self.model, self.rows, self.clock, self.micro_batch = model, rows, clock, micro_batch
         self.store, self.workspace = model.store, model.workspace
 
-    def run(self, batch: Batch, on_ready: Ready) -> None:
-        """Add this rank's gradient (summed over its rows), loss and counts to the store.
+    def run(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
+        """Put the gradient (summed over this rank's rows), loss and counts into the store, group by group.
 
-        `on_ready` hears of parameters whose gradient is complete, every parameter once, also on a rank without rows.
+        `on_ready` hears of parameters whose gradient is complete, every parameter once a group, also on a rank without
+        rows; `collect` takes what the store holds when a group is complete.
         """
-        parts = list(batch.parts(self.micro_batch))
-        for part in parts:
-            self._accumulate(part, on_ready if part is parts[-1] else _nobody)
-        self.store.flag_bad()
-        self.store.tail[COUNT] += len(batch.index)
+        for group in batch.groups():
+            self.store.zero_grad()
+            parts = list(group.parts(self.micro_batch))
+            for part in parts:
+                self._accumulate(part, on_ready if part is parts[-1] else _nobody)
+            self.store.flag_bad()
+            self.store.tail[COUNT] += len(group.index)
+            self.clock.enter("merge")
+            collect()
         self.clock.enter("other")
 
     def score(self, rows: Rows) -> tuple[float, int, int]:
-        """Summed loss, number correct and number of these rows, without dropout."""
+        """Summed loss, number correct and number of these rows, without dropout; the sums of ranks add up exactly."""
         loss, correct = 0.0, 0
         rows.rewind()
         for start in range(0, len(rows), EVALUATION_ROWS):
@@ -42,7 +50,8 @@ class Replica:
             self.store.tail.fill(0)
             self.model.loss_gradient(logits, t, self.store.tail)
             sums = self.store.device.to_host(self.store.tail)
-            loss, correct = loss + float(sums[LOSS]), correct + int(sums[CORRECT])
+            loss += round_finite(float(sums[LOSS]))
+            correct += int(sums[CORRECT])
         return loss, correct, len(rows)
 
     def _accumulate(self, part: Batch, on_ready: Ready) -> None:
@@ -53,6 +62,11 @@ class Replica:
         logits, backward = self.model.training.forward(x, part.keys)
         backward(self.model.loss_gradient(logits, t, self.store.tail), on_ready)
         self.store.accumulating = True
+
+
+def round_finite(loss: float) -> float:
+    """A loss to the nearest multiple of 1 / LOSS_DIGITS; what is not finite stays so."""
+    return round(loss * LOSS_DIGITS) / LOSS_DIGITS if math.isfinite(loss) else loss
 
 
 def _nobody(parameters: object) -> None:

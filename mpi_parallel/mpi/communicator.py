@@ -32,6 +32,10 @@ class Communicator:
         """The same ranks, for arrays of `device`."""
         return Communicator(self.comm, device)
 
+    def on_host(self) -> Communicator:
+        """The same ranks, for arrays in the host's memory."""
+        return self.on(Host())
+
     def node(self) -> Communicator:
         """The ranks that share this rank's node."""
         return Communicator(MPI.Intracomm(self.comm.Split_type(MPI.COMM_TYPE_SHARED)), self.device)

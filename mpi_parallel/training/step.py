@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mpi_parallel.data_parallel.loader import Batch
@@ -19,8 +19,8 @@ class Engine(Protocol):
     store: ParameterStore
     clock: Clock
 
-    def run(self, batch: Batch, on_ready: Ready) -> None:
-        """Add the gradient of the batch's rows, their loss and counts to the store."""
+    def run(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
+        """Put the gradient of the batch's rows, their loss and counts into the store; `collect` after each group."""
 
 
 class Merger(Protocol):
@@ -30,6 +30,9 @@ class Merger(Protocol):
 
     def ready(self, parameters: Sequence[Parameter]) -> None:
         """The gradients of these parameters are complete on this rank."""
+
+    def collect(self) -> None:
+        """The store holds the gradient and the tail of a whole group; there is one group unless the run is exact."""
 
     def merge(self) -> Totals:
         """Everyone's gradient (summed over rows, in the owned slice at least), count, loss and flags."""
@@ -55,12 +58,11 @@ def train_step(
     `stop` tells all ranks that this one was asked to.
     """
     store, clock = engine.store, engine.clock
-    store.zero_grad()
-    if stop:
-        store.tail[STOP] = 1
-    engine.run(batch, merger.ready)  # my share of the gradient
+    engine.run(batch, merger.ready, merger.collect)  # my share of the gradient
 
     clock.enter("merge")
+    if stop:
+        store.tail[STOP] = 1
     totals = merger.merge()  # everyone's gradient, count, loss and flags
 
     clock.enter("update")

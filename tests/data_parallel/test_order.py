@@ -1,11 +1,13 @@
 """The order of samples: pure functions of (seed, epoch, position), in which every rank finds its own part."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mpi_parallel.data_parallel.order import local_order, permute, positions_of, row_keys, shard_order
+from mpi_parallel.data_parallel.order import grouped, local_order, permute, positions_of, row_keys, shard_order
 from mpi_parallel.mpi.partition import block, dealt
 
 WORDS = st.integers(0, 2**32 - 1)
@@ -134,3 +136,25 @@ class TestRowKeys:
     def test_differ_between_epochs_and_seeds(self):
         keys = [row_keys(np.arange(1000), seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
         assert len(np.unique(keys)) > 3990  # four in 2^32 may meet
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.sampled_from([1, 2, 4, 8]), st.integers(1, 7))
+def test_groups_of_a_step_do_not_depend_on_the_ranks(total, batch_size, groups, ranks):
+    """Each group's positions of each step, from whichever rank owns it: p mod groups, ascending."""
+    shards = 16
+    steps = -(-total // batch_size)
+    seen = {}
+    for rank in range(ranks):
+        own = block(groups, ranks, rank)
+        mine = [shard for shard in range(shards) if shard % groups in own]
+        positions = positions_of(mine, total, shards)
+        sequence, edges = grouped(positions, range(total), batch_size, groups, own)
+        assert len(edges) == steps
+        for step, cuts in enumerate(edges):
+            for group, (start, stop) in zip(own, pairwise(cuts), strict=True):
+                seen[step, group] = positions[sequence][start:stop].tolist()
+    for step in range(steps):
+        span = range(step * batch_size, min((step + 1) * batch_size, total))
+        for group in range(groups):
+            assert seen.pop((step, group)) == [p for p in span if p % groups == group]
+    assert not seen

@@ -31,6 +31,14 @@ def engine_of(rows, dropout=0.0, micro_batch=None):
     return Replica(model, rows_of(rows), Clock(), micro_batch)
 
 
+def ignore(parameters):
+    """Who hears that gradients are ready."""
+
+
+def nothing():
+    """Who collects groups."""
+
+
 def batch_of(n):
     return Batch(np.arange(n), np.arange(n, dtype=np.uint32) * 77)
 
@@ -38,7 +46,7 @@ def batch_of(n):
 def merged_after(engine, n):
     """A copy of the gradients and sums after a batch of the first n rows."""
     engine.store.zero_grad()
-    engine.run(batch_of(n), lambda parameters: None)
+    engine.run(batch_of(n), ignore, nothing)
     return engine.store.merged.copy()
 
 
@@ -58,10 +66,14 @@ def test_adds_the_summed_gradient_loss_and_counts(engine, n):
     assert (tail[CORRECT], tail[COUNT], tail[STOP]) == (correct, n, 0)
 
 
-def test_adds_to_what_is_there(engine):
-    once = merged_after(engine, 20)
-    engine.run(batch_of(20), lambda parameters: None)
-    np.testing.assert_allclose(engine.store.merged, 2 * once, rtol=1e-6)
+def test_each_group_is_collected_apart(engine):
+    groups = [range(7), range(7, 7), range(7, 20)]
+    collected = []
+    batch = Batch(batch_of(20).index, batch_of(20).keys, [0, 7, 7, 20])
+    engine.run(batch, ignore, lambda: collected.append(engine.store.merged.copy()))
+    assert [group[engine.store.size + COUNT] for group in collected] == [len(rows) for rows in groups]
+    assert not collected[1].any()
+    np.testing.assert_allclose(sum(collected), merged_after(engine, 20), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -79,7 +91,7 @@ def test_dropout_depends_on_the_keys_alone():
     results = []
     for keys in (index, index, index[::-1]):
         engine.store.zero_grad()
-        engine.run(Batch(index, keys.astype(np.uint32)), lambda parameters: None)
+        engine.run(Batch(index, keys.astype(np.uint32)), ignore, nothing)
         results.append(engine.store.merged.copy())
     assert np.array_equal(results[0], results[1])
     assert not np.allclose(results[0], results[2])
@@ -89,14 +101,14 @@ def test_dropout_depends_on_the_keys_alone():
 @pytest.mark.parametrize("n", [0, 1, 9])
 def test_every_parameter_is_ready_once_and_last_layers_first(n, micro_batch):
     engine, told = engine_of(50, micro_batch=micro_batch), []
-    engine.run(batch_of(n), told.extend)
+    engine.run(batch_of(n), told.extend, nothing)
     assert [parameter.name for parameter in told] == ["W2", "b2", "W1", "b1", "W0", "b0"]
 
 
 def test_is_complete_when_it_says_so():
     """What a merger may send as soon as it is ready does not change any more."""
     engine, seen = engine_of(50, micro_batch=4), {}
-    engine.run(batch_of(30), lambda parameters: seen.update({p.name: p.gradient.copy() for p in parameters}))
+    engine.run(batch_of(30), lambda parameters: seen.update({p.name: p.gradient.copy() for p in parameters}), nothing)
     for name, gradient in seen.items():
         assert gradient.any()
         assert np.array_equal(gradient, engine.store.parameters[name].gradient)
