@@ -1,37 +1,32 @@
-"""Measure this machine: `mpirun -n 2 python -m mpi_parallel.benchmark step`. Tables for people, JSON for programs."""
+"""`mpirun -n 2 python -m mpi_parallel.benchmark step`: a training step by phase, against a plain matrix product."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
+from mpi_parallel.benchmark.timing import keep, measure, settle
 from mpi_parallel.config import DeviceOptions
 from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.data_parallel.scaling import Scaler
-from mpi_parallel.device import Device, open_device
+from mpi_parallel.device import Device
 from mpi_parallel.device.clock import PHASES, Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
-from mpi_parallel.mpi.session import launch
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
-from mpi_parallel.options import InputError, at_least, option, parse, to_tables
-from mpi_parallel.result_merging.flat import Flat
-from mpi_parallel.training.banner import library, settle_threads, versions
+from mpi_parallel.options import at_least, option, parse
+from mpi_parallel.result_merging.automatic import open_merger
+from mpi_parallel.result_merging.registry import MERGERS
+from mpi_parallel.training.banner import library
 from mpi_parallel.training.step import train_step
 
 SENTENCE = (
     "Measure the training step on synthetic images; ratios hold within one run, as machines are shared and noisy."
 )
-ROUNDS = 7  # the median of so many is told
 ROWS = 8192  # images a rank holds
 
 
@@ -49,52 +44,57 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeOption:
+    """how the ranks work together"""
+
+    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", *MERGERS))
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepConfig:
     """All options of `benchmark step`."""
 
     network: NetworkOptions
+    parallel: MergeOption
     device: DeviceOptions
 
 
 def main(world: Communicator, arguments: list[str]) -> int:
-    """Run the benchmark that the first argument names; the exit status."""
-    if arguments[:1] != ["step"]:
-        raise InputError(f"benchmark of what? Choose from: step (got {' '.join(arguments[:1]) or 'nothing'})")
-    config = parse(StepConfig, arguments[1:], "mpi_parallel.benchmark step", SENTENCE, speaks=world.rank == 0)
-    node = world.node()
-    threads = settle_threads(config.device.threads, node)
-    device = open_device(config.device.device, node.rank)
-    figures = measure_step(config.network, device, world.on(device))
-    figures |= {"device": device.describe(), "threads": threads, "config": to_tables(config), "versions": versions()}
-    figures["date"] = time.strftime("%Y-%m-%d")
+    """Measure, show and keep; the exit status."""
+    config = parse(StepConfig, arguments, "mpi_parallel.benchmark step", SENTENCE, speaks=world.rank == 0)
+    device, threads = settle(config.device, world)
+    figures = measure_step(config.network, config.parallel.merge, device, world.on(device))
+    figures |= {"device": device.describe(), "threads": threads}
     if world.rank == 0:
         _show(figures)
-        if config.network.to:
-            Path(config.network.to).parent.mkdir(parents=True, exist_ok=True)
-            Path(config.network.to).write_text(json.dumps(figures, indent=1) + "\n")
+    keep(figures, config, config.network.to, world)
     return 0
 
 
-def measure_step(options: NetworkOptions, device: Device, comm: Communicator) -> dict[str, Any]:
+def measure_step(options: NetworkOptions, merge: str, device: Device, comm: Communicator) -> dict[str, Any]:
     """Seconds of a whole training step, by phase, and the rate of its matrix products against a plain large one."""
     model = MLP(device, (options.features, *options.hidden, options.classes))
     random = np.random.default_rng(comm.rank)
     images = random.integers(0, 256, (ROWS, options.features), np.uint8)
     labels = random.integers(0, options.classes, ROWS).astype(np.int32)
     engine = Replica(model, Rows(images, labels, Scaler.of(72.9, 90.0), device), Clock())
-    merger, optimizer = Flat(model.store, comm), RULES[options.optimizer](model.store)
+    rule = RULES[options.optimizer]
+    choice, optimizer = open_merger(merge, model.store, comm, rule), rule(model.store)
     mine = len(block(options.batch_size, comm.size, comm.rank))
     index = device.to_device(random.integers(0, ROWS, mine))
     batch = Batch(index, device.to_device(np.zeros(mine, np.uint32)))
 
     def step() -> None:
-        train_step(engine, batch, merger, optimizer, 1e-3)
+        train_step(engine, batch, choice.merger, optimizer, 1e-3)
 
-    seconds, steps = _time(step, options.seconds, device, comm, engine.clock.reset)
+    seconds, steps = measure(step, options.seconds, device, comm, engine.clock.reset)
     phases = {name: engine.clock.seconds[name] / steps for name in PHASES}
+    choice.merger.close()
     products = 2 * options.batch_size * (3 * model.store.size - options.features * (model.widths[1]))
     return {
         "ranks": comm.size,
+        "merge": choice.merger.name,
+        "merge_seconds": choice.seconds,
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
         "seconds_by_phase": phases,
@@ -107,43 +107,14 @@ def measure_matmul(device: Device, comm: Communicator, n: int = 1024) -> float:
     """float32 GFLOP/s of n x n x n products on all ranks at once: what the step is measured against."""
     a, b = (device.to_device(np.ones((n, n), np.float32)) for _ in range(2))
     c = device.xp.empty((n, n), np.float32)
-    seconds, _ = _time(lambda: device.xp.matmul(a, b, out=c), 1.0, device, comm)
+    seconds, _ = measure(lambda: device.xp.matmul(a, b, out=c), 1.0, device, comm)
     return comm.size * 2 * n**3 / seconds / 1e9
-
-
-def _time(
-    call: Callable[[], Any], budget: float, device: Device, comm: Communicator, begin: Callable[[], None] = lambda: None
-) -> tuple[float, int]:
-    """Seconds of one call, the median of ROUNDS rounds after a warm-up; and the calls of the last round."""
-    for _ in range(3):
-        call()
-    device.synchronize()
-    once = max(_round(call, 3, device, comm), 1e-6)
-    calls = max(1, comm.maximum(int(budget / ROUNDS / once)))
-    rounds = []
-    for _ in range(ROUNDS):
-        begin()
-        rounds.append(_round(call, calls, device, comm))
-    return median(rounds), calls
-
-
-def _round(call: Callable[[], Any], calls: int, device: Device, comm: Communicator) -> float:
-    comm.maximum(0)  # ranks start together
-    began = time.perf_counter()
-    for _ in range(calls):
-        call()
-    device.synchronize()
-    return (time.perf_counter() - began) / calls
 
 
 def _show(figures: dict[str, Any]) -> None:
     phases = "  ".join(f"{name} {1e6 * seconds:.0f}" for name, seconds in figures["seconds_by_phase"].items())
-    print(f"{figures['ranks']} ranks, {library()}, {figures['device']}")
+    print(f"{figures['ranks']} ranks, {library()}, {figures['device']}, merged by {figures['merge']}")
     print(f"step       {1e6 * figures['step_seconds']:10.1f} us   {figures['samples_per_second']:,.0f} samples/s")
     print(f"of these   {phases} us")
     rate, plain = figures["step_gflops"], figures["matmul_gflops"]
     print(f"products   {rate:10.1f} GFLOP/s, {rate / plain:.0%} of the {plain:.0f} of a large one")
-
-
-if __name__ == "__main__":
-    launch(main)
