@@ -51,7 +51,7 @@ def option(
 
 def at_least(low: float) -> Check:
     """A check that a number is `low` or more."""
-    return lambda value: None if value >= low else f"must be at least {low}"
+    return lambda value: None if low <= value < float("inf") else f"must be at least {low}"
 
 
 def between(low: float, high: float) -> Check:

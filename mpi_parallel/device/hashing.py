@@ -1,8 +1,7 @@
 """Counter-based random bits: pure functions of what they are for, so no rank needs another rank's generator.
 
 The mixing function is Chris Wellons' `lowbias32` (nullprogram.com/blog/2018/07/31), a bijection of 32-bit words found
-by
-search for low avalanche bias. Works on NumPy and CuPy arrays of uint32, whose products wrap.
+by search for low avalanche bias. Works on NumPy and CuPy arrays of uint32, whose products wrap.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,9 @@ from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import Kernels
 from mpi_parallel.device.openmp import OpenMP
 
+# OpenBLAS' kernels for older CPUs, by the instructions that they leave unused; those of AVX2 are of no use to AVX-512.
+OLD = frozenset({"Prescott", "Core2", "Penryn", "Nehalem", "Sandybridge", "Barcelona", "Bulldozer", "Generic"})
+BELOW = {"avx512f": OLD | {"Haswell", "Zen"}, "avx2": OLD}
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
@@ -58,13 +62,40 @@ def best_kernels() -> Kernels:
 
 def blas() -> str:
     """The BLAS in use, its kernels and its threads, as threadpoolctl sees them."""
-    found = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    if not found:
+    pool = _blas_pool()
+    if pool is None:
         return "unknown BLAS"
-    pool = found[0]
     kernels = f" ({pool['architecture']} kernels)" if pool.get("architecture") else ""
     threads = pool["num_threads"]
     return f"{pool['internal_api']} {pool.get('version') or ''}{kernels}, {threads} thread{'s' * (threads > 1)}"
+
+
+def blas_complaint(flags: frozenset[str] | None = None) -> str | None:
+    """What to tell the user where OpenBLAS was made to run kernels below what the CPU (its `flags`) can do."""
+    pool, flags = _blas_pool(), cpu_flags() if flags is None else flags
+    kernels = "" if pool is None else str(pool.get("architecture") or "")
+    needs = next((flag for flag, architectures in BELOW.items() if flag in flags and kernels in architectures), None)
+    if needs is None:
+        return None
+    pin = os.environ.get("OPENBLAS_CORETYPE")
+    why = f"OPENBLAS_CORETYPE={pin} asks for them: unset it" if pin else "a newer NumPy may know this CPU"
+    return (
+        f"OpenBLAS runs its {kernels} kernels, but this CPU has {needs}: matrix products may take twice as long; {why}"
+    )
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets of the first core, as Linux names them; none where it does not tell."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def _blas_pool() -> dict[str, Any] | None:
+    found = (pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas")
+    return next(found, None)
 
 
 def set_threads(count: int) -> None:

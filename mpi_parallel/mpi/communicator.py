@@ -19,8 +19,7 @@ class Communicator:
     """Some ranks that talk to each other about arrays of one device.
 
     Every verb is collective: all ranks of the communicator call it, with arrays of the same shape and dtype. Arrays
-    of a
-    GPU are staged through the host's memory, which waits for the work on them.
+    of a GPU are staged through the host's memory, which waits for the work on them.
     """
 
     def __init__(self, comm: MPI.Intracomm, device: Device | None = None) -> None:

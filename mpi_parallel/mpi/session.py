@@ -50,9 +50,8 @@ def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
 def check_launcher(size: int) -> None:
     """Refuse to be one of several processes that the launcher started but MPI did not join.
 
-    srun with the wrong --mpi gives as many jobs of one rank as there are tasks, each training the whole and all
-    writing to
-    the same folder. Raises InputError.
+    srun with the wrong --mpi gives as many jobs of one rank as there are tasks, each training the whole and all writing
+    to the same folder. Raises InputError.
     """
     set_by_launcher = [name for name in LAUNCHED_SIZE if os.environ.get(name)]
     if set_by_launcher and size == 1 and (started := int(os.environ[set_by_launcher[0]])) > 1:

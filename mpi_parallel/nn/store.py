@@ -69,7 +69,8 @@ class ParameterStore:
     def flag_bad(self) -> None:
         """Make tail[BAD] NaN if this rank's gradients are not finite, without waiting for the device.
 
-        Looks at the biases alone: what is not finite in a layer's dz is in its column sums, too, and dW comes of dz.
+        Looks at the biases alone, which are few: what is not finite in a layer's dz is in its column sums, too. Only a
+        product x^T dz that overflows by itself passes, and shows in the next step's loss.
         """
         for parameter in self.parameters.values():
             if parameter.gradient.ndim == 1:

@@ -15,7 +15,7 @@ from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
 from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.device import Device
-from mpi_parallel.device.host import fair_threads, set_threads, usable_cores
+from mpi_parallel.device.host import blas_complaint, fair_threads, set_threads, usable_cores
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.nn.mlp import MLP
@@ -92,3 +92,5 @@ def announce(
         f"merged by   {facts['merge']}",
     ):
         logger.info(line)
+    if complaint := blas_complaint():
+        logger.warning(complaint)

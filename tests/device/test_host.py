@@ -10,7 +10,7 @@ import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpi_parallel.device import Host
+from mpi_parallel.device import Host, host
 from mpi_parallel.device.host import blas, fair_threads, set_threads, usable_cores
 
 CORES = st.frozensets(st.integers(0, 12), min_size=1)
@@ -86,3 +86,35 @@ class TestFairThreads:
         assert all(count <= len(mine) for count, mine in zip(threads, on_node, strict=True))
         granted = sum(count for count in threads if count > 1)
         assert granted <= len(frozenset().union(*on_node))
+
+
+class TestBlasComplaint:
+    @pytest.mark.parametrize(
+        ("kernels", "flags", "complains"),
+        [
+            ("Haswell", {"avx2", "avx512f"}, True),
+            ("Zen", {"avx2", "avx512f"}, True),
+            ("Haswell", {"avx2"}, False),
+            ("Nehalem", {"avx2"}, True),
+            ("SkylakeX", {"avx2", "avx512f"}, False),
+            ("Cooperlake", {"avx2", "avx512f"}, False),
+            ("Nehalem", set(), False),
+        ],
+    )
+    def test_kernels_below_the_cpu_are_told(self, monkeypatch, kernels, flags, complains):
+        monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [{"user_api": "blas", "architecture": kernels}])
+        monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+        complaint = host.blas_complaint(frozenset(flags))
+        assert (complaint is not None) == complains
+        if complaint:
+            assert kernels in complaint
+            assert "unset" in complaint
+
+    def test_a_blas_that_is_not_known_is_not_complained_of(self, monkeypatch):
+        monkeypatch.setattr(threadpoolctl, "threadpool_info", list)
+        assert host.blas_complaint(frozenset({"avx512f"})) is None
+
+    def test_the_flags_are_those_of_the_cpu(self, tmp_path):
+        (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2\nflags\t\t: sse\n")
+        assert host.cpu_flags(tmp_path / "cpuinfo") == {"fpu", "avx2"}
+        assert host.cpu_flags(tmp_path / "none") == frozenset()
