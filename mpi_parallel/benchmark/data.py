@@ -1,0 +1,198 @@
+"""Reading and distributing data: `mpirun -n 2 python -m mpi_parallel.benchmark data --folder /scratch --size 8G`.
+
+A file is generated, read from its start to its end with plain h5py, and then trained on as one that does not fit into
+memory. Streaming can be no faster than the reading, nor than the arithmetic on rows that are in memory, which is
+measured before and after it on a small file. That also shows what resident rows cost.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpi_parallel.benchmark.scratch import memory_watched, scratch_folder
+from mpi_parallel.benchmark.timing import surroundings, write
+from mpi_parallel.config import DataOptions, DeviceOptions
+from mpi_parallel.data_parallel.dataset import open_file, open_image_set
+from mpi_parallel.data_parallel.loader import TrainingRows
+from mpi_parallel.data_parallel.memory import Budget, budget_of
+from mpi_parallel.data_parallel.replica import Replica
+from mpi_parallel.device import Device, open_device
+from mpi_parallel.device.clock import PHASES, Clock, process_seconds
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.nn.mlp import MLP
+from mpi_parallel.nn.optimizers import RULES
+from mpi_parallel.options import at_least, bytes_of, memory_size, option, parse
+from mpi_parallel.result_merging.flat import Flat
+from mpi_parallel.training.banner import settle_threads
+from mpi_parallel.training.step import train_step
+
+SENTENCE = "Measure reading and distributing data: resident rows, and streaming of a file that is generated for it."
+SHAPE, CLASSES = (28, 28), 10
+RESIDENT_ROWS = 60_000
+SLAB = 8 << 20  # bytes that are written, and read with plain h5py, at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """what is measured"""
+
+    folder: str = option(".", "where the generated files are put; they are removed again", name="FOLDER")
+    size: str = option("2G", "size of the file that is streamed", check=memory_size, name="SIZE")
+    memory: str = option("512M", "memory of a node for rows", check=memory_size, name="SIZE")
+    window: str = option("256M", "rows that streaming shuffles together, of all shards", check=memory_size, name="SIZE")
+    shards: int = option(64, "contiguous parts that the training rows are dealt in", check=at_least(1))
+    batch_size: int = option(256, "rows of a step over all ranks together", check=at_least(1))
+    hidden: tuple[int, ...] = option((128, 64), "widths of the hidden layers", check=at_least(1))
+    chunk: int = option(0, "images in a chunk of the file; 0 is one piece", check=at_least(0))
+    to: str | None = option(None, "also write the figures as JSON", name="FILE.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """All options of `benchmark data`."""
+
+    measure: MeasureOptions
+    device: DeviceOptions
+
+
+def run(world: Communicator, arguments: list[str]) -> int:
+    """Measure, show and write; the exit status."""
+    started = process_seconds()
+    config = parse(DataConfig, arguments, "mpi_parallel.benchmark data", SENTENCE, speaks=world.rank == 0)
+    node = world.node()
+    threads = settle_threads(config.device.threads, node)
+    device = open_device(config.device.device, node.rank)
+    with scratch_folder(config.measure.folder, bytes_of(config.measure.size), world) as folder:
+        bench = _Bench(config.measure, folder, world.on(device), node, device)
+        figures = bench.measure(started) | surroundings(config, device, threads)
+    if world.rank == 0:
+        _show(figures)
+        write(figures, config.measure.to)
+    return 0
+
+
+class _Bench:
+    """The parts of the benchmark, on one rank."""
+
+    def __init__(
+        self, options: MeasureOptions, folder: Path, comm: Communicator, node: Communicator, device: Device
+    ) -> None:
+        self.options, self.folder, self.comm, self.node, self.device = options, folder, comm, node, device
+
+    def measure(self, started: float) -> dict[str, Any]:
+        """All figures; `started` are the seconds that it took to get here."""
+        row = int(np.prod(SHAPE))
+        small = self._generate("small.h5", RESIDENT_ROWS)
+        before = self._train(small, Budget(), epochs=3)
+        large = self._generate("large.h5", bytes_of(self.options.size) // row)
+        plain = self._read_plainly(large)
+        asked = DataOptions(
+            data=str(large), memory=self.options.memory, window=self.options.window, holding="streaming"
+        )
+        streamed = self._train(large, budget_of(asked, self.node, self.device), epochs=1)
+        plain = max(plain, self._read_plainly(large))
+        after = self._train(small, Budget(), epochs=3)
+        compute = (before["samples_per_second"] + after["samples_per_second"]) / 2
+        limit = min(plain, compute * row)
+        return {
+            "ranks": self.comm.size,
+            "seconds_to_first_step": started + before["seconds_to_first_step"],
+            "resident": before,
+            "resident_again": after,
+            "file_bytes": large.stat().st_size,
+            "plain_bytes_per_second": plain,
+            "compute_bytes_per_second": compute * row,
+            "streaming": streamed,
+            "streaming_bytes_per_second": streamed["samples_per_second"] * row,
+            "share_of_the_limit": streamed["samples_per_second"] * row / limit,
+        }
+
+    def _generate(self, name: str, rows: int) -> Path:
+        """A file of random images, written by the first rank."""
+        path = self.folder / name
+        if self.comm.rank == 0:
+            step = max(1, SLAB // int(np.prod(SHAPE)))
+            some = np.random.default_rng(0).integers(0, 256, (step, *SHAPE), np.uint8)
+            with h5py.File(path, "w") as file:
+                chunks = (self.options.chunk, *SHAPE) if self.options.chunk else None
+                images = file.create_dataset("train/images", (rows, *SHAPE), np.uint8, chunks=chunks)
+                file["train/labels"] = np.random.default_rng(1).integers(0, CLASSES, rows).astype(np.uint8)
+                for start in range(0, rows, step):
+                    images[start : start + step] = some[: rows - start]
+                file.attrs.update(mean=127.5, std=73.9, classes=[str(number) for number in range(CLASSES)])
+        self.comm.maximum(0)
+        return path
+
+    def _read_plainly(self, path: Path) -> float:
+        """Bytes a second of one process that reads the images from start to end; the others wait."""
+        rate = 0
+        if self.comm.rank == 0:
+            with open_file(str(path)) as file:
+                images = file["train/images"]
+                room = np.ones((max(1, SLAB // int(np.prod(SHAPE))), *SHAPE), np.uint8)
+                began = time.perf_counter()
+                for start in range(0, len(images), len(room)):
+                    count = min(len(room), len(images) - start)
+                    images.read_direct(room[:count], np.s_[start : start + count])
+                rate = int(images.size / (time.perf_counter() - began))
+        return float(self.comm.maximum(rate))
+
+    def _train(self, path: Path, budget: Budget, epochs: int) -> dict[str, Any]:
+        """Train on the file; the figures of the fastest epoch, and the most memory that the ranks took together."""
+        began = time.perf_counter()
+        data = open_image_set(DataOptions(data=str(path)), 0, self.comm)
+        training = TrainingRows(data, self.options.shards, 0, self.comm, self.device, budget)
+        model = MLP(self.device, (data.features, *self.options.hidden, CLASSES))
+        engine = Replica(model, training.rows, Clock())
+        merger, optimizer = Flat(model.store, self.comm), RULES["adam"](model.store)
+        first, best = 0.0, {"seconds": float("inf")}
+        with memory_watched() as memory:
+            for epoch in range(epochs):
+                engine.clock.reset()
+                engine.clock.enter("data")
+                for batch in training.epoch(epoch, self.options.batch_size):
+                    train_step(engine, batch, merger, optimizer, 1e-3)
+                    first = first or time.perf_counter() - began
+                    engine.clock.enter("data")
+                self.device.synchronize()
+                seconds = engine.clock.total()
+                if seconds < best["seconds"]:
+                    best = engine.clock.seconds | {"seconds": seconds}
+        training.rows.close()
+        means = self.comm.gather(np.array([*best.values(), max(memory)])).T
+        by_phase = dict(zip(best, means.mean(axis=1).tolist(), strict=False))
+        seconds = by_phase.pop("seconds")
+        return {
+            "rows": len(data.train),
+            "seconds": seconds,
+            "holding": training.holding,
+            "seconds_to_first_step": first,
+            "samples_per_second": len(data.train) / seconds,
+            "seconds_by_phase": by_phase,
+            "data_share": by_phase["data"] / seconds,
+            "peak_bytes": int(means[-1].sum()),
+        }
+
+
+def _show(figures: dict[str, Any]) -> None:
+    resident, streaming, mega = figures["resident"], figures["streaming"], 1e-6
+    print(f"{figures['ranks']} ranks, {figures['mpi']}, {figures['device']}")
+    for name, part in (("resident", resident), ("again", figures["resident_again"]), ("streaming", streaming)):
+        phases = "  ".join(f"{phase} {part['seconds_by_phase'][phase] / part['seconds']:.1%}" for phase in PHASES)
+        print(f"{name:<10} {part['samples_per_second']:12,.0f} samples/s   {phases}")
+    print(f"first step {figures['seconds_to_first_step']:12.2f} s after the start of the process, with resident rows")
+    print(f"reading    {figures['plain_bytes_per_second'] * mega:12,.0f} MB/s by one process with plain h5py")
+    print(f"computing  {figures['compute_bytes_per_second'] * mega:12,.0f} MB/s of resident rows")
+    print(
+        f"streaming  {figures['streaming_bytes_per_second'] * mega:12,.0f} MB/s, "
+        f"{figures['share_of_the_limit']:.0%} of the lower of these"
+    )
+    print(
+        f"memory     {streaming['peak_bytes'] * mega:12,.0f} MB at most of all ranks together (proportional set size)"
+    )
