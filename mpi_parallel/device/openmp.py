@@ -109,12 +109,22 @@ class OpenMP:
         return bool(self.library.meet(at(tickets), rank, size, ticket, spins, yields))
 
 
-def slots(slots_SN: Array) -> tuple[int, int, int]:
+def slots(slots_SN: Array) -> tuple[int | None, int, int]:
     """SLOTS of a float32 array whose rows are contiguous, however far apart."""
     return at(slots_SN), slots_SN.strides[0] // slots_SN.itemsize, len(slots_SN)
 
 
-def at(array: Array) -> int:
+def at_interface(array: Array) -> int:
     """The address of an array's first element."""
     address: int = array.__array_interface__["data"][0]
     return address
+
+
+def at_head(array: Array) -> int | None:
+    """The same, fifteen times as fast: NumPy's binary interface has it right behind the head that all objects have."""
+    return _pointer_at(id(array) + _HEAD).value
+
+
+_HEAD, _pointer_at = object.__basicsize__, ctypes.c_void_p.from_address
+_probe = np.zeros(2)[1:]
+at = at_head if at_head(_probe) == at_interface(_probe) else at_interface
