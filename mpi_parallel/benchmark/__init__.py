@@ -1,1 +1,1 @@
-"""Measurements of this machine; ratios hold within one run, as machines are shared and noisy."""
+"""Measurements of this machine, a verb a file. Ratios hold within one run, as machines are shared and noisy."""

@@ -16,20 +16,21 @@ import h5py
 import numpy as np
 
 from mpi_parallel.benchmark.scratch import memory_watched, scratch_folder
-from mpi_parallel.benchmark.timing import surroundings, write
+from mpi_parallel.benchmark.timing import keep, settle
 from mpi_parallel.config import DataOptions, DeviceOptions
 from mpi_parallel.data_parallel.dataset import open_file, open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.data_parallel.memory import Budget, budget_of
 from mpi_parallel.data_parallel.replica import Replica
-from mpi_parallel.device import Device, open_device
+from mpi_parallel.device import Device
 from mpi_parallel.device.clock import PHASES, Clock, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import at_least, bytes_of, memory_size, option, parse
-from mpi_parallel.result_merging.flat import Flat
-from mpi_parallel.training.banner import settle_threads
+from mpi_parallel.result_merging.automatic import open_merger
+from mpi_parallel.result_merging.registry import MERGERS
+from mpi_parallel.training.banner import library
 from mpi_parallel.training.step import train_step
 
 SENTENCE = "Measure reading and distributing data: resident rows, and streaming of a file that is generated for it."
@@ -49,6 +50,7 @@ class MeasureOptions:
     shards: int = option(64, "contiguous parts that the training rows are dealt in", check=at_least(1))
     batch_size: int = option(256, "rows of a step over all ranks together", check=at_least(1))
     hidden: tuple[int, ...] = option((128, 64), "widths of the hidden layers", check=at_least(1))
+    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", *MERGERS))
     chunk: int = option(0, "images in a chunk of the file; 0 is one piece", check=at_least(0))
     to: str | None = option(None, "also write the figures as JSON", name="FILE.json")
 
@@ -61,19 +63,17 @@ class DataConfig:
     device: DeviceOptions
 
 
-def run(world: Communicator, arguments: list[str]) -> int:
-    """Measure, show and write; the exit status."""
+def main(world: Communicator, arguments: list[str]) -> int:
+    """Measure, show and keep; the exit status."""
     started = process_seconds()
     config = parse(DataConfig, arguments, "mpi_parallel.benchmark data", SENTENCE, speaks=world.rank == 0)
-    node = world.node()
-    threads = settle_threads(config.device.threads, node)
-    device = open_device(config.device.device, node.rank)
+    device, threads = settle(config.device, world)
     with scratch_folder(config.measure.folder, bytes_of(config.measure.size), world) as folder:
-        bench = _Bench(config.measure, folder, world.on(device), node, device)
-        figures = bench.measure(started) | surroundings(config, device, threads)
+        figures = _Bench(config.measure, folder, world.on(device), world.node(), device).measure(started)
+    figures |= {"device": device.describe(), "threads": threads}
     if world.rank == 0:
         _show(figures)
-        write(figures, config.measure.to)
+    keep(figures, config, config.measure.to, world)
     return 0
 
 
@@ -126,7 +126,7 @@ class _Bench:
                 for start in range(0, rows, step):
                     images[start : start + step] = some[: rows - start]
                 file.attrs.update(mean=127.5, std=73.9, classes=[str(number) for number in range(CLASSES)])
-        self.comm.maximum(0)
+        self.comm.meet()
         return path
 
     def _read_plainly(self, path: Path) -> float:
@@ -150,7 +150,8 @@ class _Bench:
         training = TrainingRows(data, self.options.shards, 0, self.comm, self.device, budget)
         model = MLP(self.device, (data.features, *self.options.hidden, CLASSES))
         engine = Replica(model, training.rows, Clock())
-        merger, optimizer = Flat(model.store, self.comm), RULES["adam"](model.store)
+        merger = open_merger(self.options.merge, model.store, self.comm, RULES["adam"]).merger
+        optimizer = RULES["adam"](model.store)
         first, best = 0.0, {"seconds": float("inf")}
         with memory_watched() as memory:
             for epoch in range(epochs):
@@ -165,6 +166,7 @@ class _Bench:
                 if seconds < best["seconds"]:
                     best = engine.clock.seconds | {"seconds": seconds}
         training.rows.close()
+        merger.close()
         means = self.comm.gather(np.array([*best.values(), max(memory)])).T
         by_phase = dict(zip(best, means.mean(axis=1).tolist(), strict=False))
         seconds = by_phase.pop("seconds")
@@ -182,7 +184,7 @@ class _Bench:
 
 def _show(figures: dict[str, Any]) -> None:
     resident, streaming, mega = figures["resident"], figures["streaming"], 1e-6
-    print(f"{figures['ranks']} ranks, {figures['mpi']}, {figures['device']}")
+    print(f"{figures['ranks']} ranks, {library()}, {figures['device']}")
     for name, part in (("resident", resident), ("again", figures["resident_again"]), ("streaming", streaming)):
         phases = "  ".join(f"{phase} {part['seconds_by_phase'][phase] / part['seconds']:.1%}" for phase in PHASES)
         print(f"{name:<10} {part['samples_per_second']:12,.0f} samples/s   {phases}")

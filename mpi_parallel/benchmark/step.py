@@ -1,4 +1,4 @@
-"""The training step on synthetic images: `mpirun -n 2 python -m mpi_parallel.benchmark step`."""
+"""`mpirun -n 2 python -m mpi_parallel.benchmark step`: a training step by phase, against a plain matrix product."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from mpi_parallel.benchmark.timing import surroundings, timed, write
+from mpi_parallel.benchmark.timing import keep, measure, settle
 from mpi_parallel.config import DeviceOptions
 from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.data_parallel.scaling import Scaler
-from mpi_parallel.device import Device, open_device
+from mpi_parallel.device import Device
 from mpi_parallel.device.clock import PHASES, Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import at_least, option, parse
-from mpi_parallel.result_merging.flat import Flat
-from mpi_parallel.training.banner import settle_threads
+from mpi_parallel.result_merging.automatic import open_merger
+from mpi_parallel.result_merging.registry import MERGERS
+from mpi_parallel.training.banner import library
 from mpi_parallel.training.step import train_step
 
 SENTENCE = (
@@ -43,46 +44,57 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeOption:
+    """how the ranks work together"""
+
+    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", *MERGERS))
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepConfig:
     """All options of `benchmark step`."""
 
     network: NetworkOptions
+    parallel: MergeOption
     device: DeviceOptions
 
 
-def run(world: Communicator, arguments: list[str]) -> int:
-    """Measure, show and write; the exit status."""
+def main(world: Communicator, arguments: list[str]) -> int:
+    """Measure, show and keep; the exit status."""
     config = parse(StepConfig, arguments, "mpi_parallel.benchmark step", SENTENCE, speaks=world.rank == 0)
-    node = world.node()
-    threads = settle_threads(config.device.threads, node)
-    device = open_device(config.device.device, node.rank)
-    figures = measure_step(config.network, device, world.on(device)) | surroundings(config, device, threads)
+    device, threads = settle(config.device, world)
+    figures = measure_step(config.network, config.parallel.merge, device, world.on(device))
+    figures |= {"device": device.describe(), "threads": threads}
     if world.rank == 0:
         _show(figures)
-        write(figures, config.network.to)
+    keep(figures, config, config.network.to, world)
     return 0
 
 
-def measure_step(options: NetworkOptions, device: Device, comm: Communicator) -> dict[str, Any]:
+def measure_step(options: NetworkOptions, merge: str, device: Device, comm: Communicator) -> dict[str, Any]:
     """Seconds of a whole training step, by phase, and the rate of its matrix products against a plain large one."""
     model = MLP(device, (options.features, *options.hidden, options.classes))
     random = np.random.default_rng(comm.rank)
     images = random.integers(0, 256, (ROWS, options.features), np.uint8)
     labels = random.integers(0, options.classes, ROWS).astype(np.int32)
     engine = Replica(model, Rows(images, labels, Scaler.of(72.9, 90.0), device), Clock())
-    merger, optimizer = Flat(model.store, comm), RULES[options.optimizer](model.store)
+    rule = RULES[options.optimizer]
+    choice, optimizer = open_merger(merge, model.store, comm, rule), rule(model.store)
     mine = len(block(options.batch_size, comm.size, comm.rank))
     index = device.to_device(random.integers(0, ROWS, mine))
     batch = Batch(index, device.to_device(np.zeros(mine, np.uint32)))
 
     def step() -> None:
-        train_step(engine, batch, merger, optimizer, 1e-3)
+        train_step(engine, batch, choice.merger, optimizer, 1e-3)
 
-    seconds, steps = timed(step, options.seconds, device, comm, engine.clock.reset)
+    seconds, steps = measure(step, options.seconds, device, comm, engine.clock.reset)
     phases = {name: engine.clock.seconds[name] / steps for name in PHASES}
+    choice.merger.close()
     products = 2 * options.batch_size * (3 * model.store.size - options.features * (model.widths[1]))
     return {
         "ranks": comm.size,
+        "merge": choice.merger.name,
+        "merge_seconds": choice.seconds,
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
         "seconds_by_phase": phases,
@@ -95,13 +107,13 @@ def measure_matmul(device: Device, comm: Communicator, n: int = 1024) -> float:
     """float32 GFLOP/s of n x n x n products on all ranks at once: what the step is measured against."""
     a, b = (device.to_device(np.ones((n, n), np.float32)) for _ in range(2))
     c = device.xp.empty((n, n), np.float32)
-    seconds, _ = timed(lambda: device.xp.matmul(a, b, out=c), 1.0, device, comm)
+    seconds, _ = measure(lambda: device.xp.matmul(a, b, out=c), 1.0, device, comm)
     return comm.size * 2 * n**3 / seconds / 1e9
 
 
 def _show(figures: dict[str, Any]) -> None:
     phases = "  ".join(f"{name} {1e6 * seconds:.0f}" for name, seconds in figures["seconds_by_phase"].items())
-    print(f"{figures['ranks']} ranks, {figures['mpi']}, {figures['device']}")
+    print(f"{figures['ranks']} ranks, {library()}, {figures['device']}, merged by {figures['merge']}")
     print(f"step       {1e6 * figures['step_seconds']:10.1f} us   {figures['samples_per_second']:,.0f} samples/s")
     print(f"of these   {phases} us")
     rate, plain = figures["step_gflops"], figures["matmul_gflops"]

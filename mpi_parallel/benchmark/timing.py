@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing by rounds, and the figures as JSON."""
+"""What the benchmarks share: how they begin, how they take times, where the figures go."""
 
 from __future__ import annotations
 
@@ -9,15 +9,31 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mpi_parallel.device import Device
+from mpi_parallel.config import DeviceOptions
+from mpi_parallel.device import Device, open_device
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import to_tables
-from mpi_parallel.training.banner import library, versions
+from mpi_parallel.training.banner import settle_threads, versions
 
 ROUNDS = 7  # the median of so many is told
 
 
-def timed(
+def settle(options: DeviceOptions, world: Communicator) -> tuple[Device, int]:
+    """The device that was asked for, and how many threads a rank has, as in training."""
+    node = world.node()
+    threads = settle_threads(options.threads, node)
+    return open_device(options.device, node.rank), threads
+
+
+def keep(figures: dict[str, Any], config: Any, to: str | None, world: Communicator) -> None:
+    """Write the figures as JSON, with what they depend on, where a file was named."""
+    if world.rank == 0 and to:
+        figures |= {"config": to_tables(config), "versions": versions(), "date": time.strftime("%Y-%m-%d")}
+        Path(to).parent.mkdir(parents=True, exist_ok=True)
+        Path(to).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(
     call: Callable[[], Any], budget: float, device: Device, comm: Communicator, begin: Callable[[], None] = lambda: None
 ) -> tuple[float, int]:
     """Seconds of one call, the median of ROUNDS rounds after a warm-up; and the calls of the last round."""
@@ -34,28 +50,9 @@ def timed(
 
 
 def _round(call: Callable[[], Any], calls: int, device: Device, comm: Communicator) -> float:
-    comm.maximum(0)  # ranks start together
+    comm.meet()  # ranks start together
     began = time.perf_counter()
     for _ in range(calls):
         call()
     device.synchronize()
     return (time.perf_counter() - began) / calls
-
-
-def surroundings(config: Any, device: Device, threads: int) -> dict[str, Any]:
-    """Where and with what a benchmark ran."""
-    return {
-        "mpi": library(),
-        "device": device.describe(),
-        "threads": threads,
-        "config": to_tables(config),
-        "versions": versions(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def write(figures: dict[str, Any], to: str | None) -> None:
-    """The figures as JSON, where a file is asked for."""
-    if to:
-        Path(to).parent.mkdir(parents=True, exist_ok=True)
-        Path(to).write_text(json.dumps(figures, indent=1) + "\n")
