@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MARK = "MPI_PARALLEL_TEST_RUN"  # an environment variable by which a run finds all that it has started
+SHARED_MEMORY = Path("/dev/shm")
+SEGMENTS = "sm_segment.", "vader_segment.", "mpich_shm_"  # how the MPIs name their part of it
 
 
 def mpirun_of(mpi: str = "") -> str:
@@ -41,6 +43,7 @@ def launch(
     if ranks is not None:
         mpi = "mpich" if "MPICH" in MPI.Get_library_version() else "openmpi"
         command = [mpirun_of(mpi), "-n", str(ranks), *command]
+    before = segments()
     mark = uuid.uuid4().hex
     # os.environ is that of the start of this process, without what MPI has put into its own since.
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **(env or {}), MARK: os.environ.get(MARK, "") + mark}
@@ -61,9 +64,11 @@ def launch(
             remaining(mark)
             send(mark, signal.SIGKILL)
             out, err = process.communicate()
+            remove_segments(before)
             raise AssertionError(f"{' '.join(command)} did not end within {deadline:g} s\n{out}\n{err}") from None
     left = remaining(mark)
     send(mark, signal.SIGKILL)
+    remove_segments(before)
     assert not left, f"{' '.join(command)} left processes behind: {left}\n{out}\n{err}"
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -94,3 +99,25 @@ def send(mark: str, number: signal.Signals, program: str = "") -> None:
         if program in command.partition(" ")[0]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def segments() -> set[str]:
+    """The names of all the MPIs' shared memory."""
+    return {path.name for path in SHARED_MEMORY.glob("*") if path.name.startswith(SEGMENTS)}
+
+
+def remove_segments(before: set[str]) -> None:
+    """Remove what has come since and no process uses any more: a rank that is killed or aborts cannot do so itself."""
+    new = segments() - before
+    used = "".join(_maps(folder) for folder in Path("/proc").glob("[0-9]*")) if new else ""
+    for name in new:
+        if name not in used:
+            with contextlib.suppress(OSError):  # gone by now, or another user's
+                (SHARED_MEMORY / name).unlink()
+
+
+def _maps(folder: Path) -> str:
+    try:
+        return (folder / "maps").read_text()
+    except OSError:
+        return ""

@@ -17,13 +17,11 @@ import sys
 import threading
 import uuid
 from collections import Counter
-from pathlib import Path
 
-from tests.launch import MARK, mpirun_of, remaining, send
+from tests.launch import MARK, mpirun_of, remaining, remove_segments, segments, send
 
 DEADLINE = 900  # seconds for one MPI with one number of ranks
 NO_TESTS = 5  # pytest's exit status
-SEGMENTS = "sm_segment.", "vader_segment.", "mpich_shm_"  # how the MPIs name their shared memory
 
 
 def main() -> int:
@@ -74,8 +72,7 @@ def run(mpi: str, ranks: int, arguments: list[str]) -> Counter[str]:
     finally:
         watchdog.cancel()
         send(environment[MARK], signal.SIGKILL)
-        for name in segments() - before:
-            (Path("/dev/shm") / name).unlink(missing_ok=True)
+        remove_segments(before)
 
     counts = Counter(
         {word: int(n) for n, word in re.findall(r"(\d+)(?:\x1b\[\S*?m)* (passed|failed|skipped|error)", last)}
@@ -95,27 +92,6 @@ def stop(mark: str) -> None:
     send(mark, signal.SIGTERM, "python")  # on which each rank shows where it stands
     remaining(mark)
     send(mark, signal.SIGKILL)
-
-
-def segments() -> set[str]:
-    """The MPIs' shared memory that belongs to this user and that no process has mapped."""
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
-        return set()
-    names = {
-        path.name for path in folder.iterdir() if path.name.startswith(SEGMENTS) and path.stat().st_uid == os.getuid()
-    }
-    return {name for name in names if name not in mapped()}
-
-
-def mapped() -> str:
-    text = ""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            text += maps.read_text()
-        except OSError:
-            continue
-    return text
 
 
 if __name__ == "__main__":
