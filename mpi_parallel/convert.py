@@ -15,8 +15,9 @@ import numpy as np
 from mpi_parallel.data_parallel import conversion
 from mpi_parallel.data_parallel.formats.detect import open_sources
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, share
-from mpi_parallel.data_parallel.intake import Intake, Store, refuse_mixture
+from mpi_parallel.data_parallel.intake import BUDGET, Intake, Store, refuse_mixture
 from mpi_parallel.data_parallel.labels import Labels
+from mpi_parallel.data_parallel.memory import available
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError, between, option, parse
@@ -74,7 +75,8 @@ def main(world: Communicator, arguments: list[str]) -> int:
     if not target.parent.is_dir():
         raise InputError(f"--to {target}: there is no folder {target.parent}")
 
-    with closing(Store(target.parent)) as store:
+    room = min(BUDGET, available() // (4 * world.node().size))
+    with closing(Store(target.parent, room)) as store:
         intake = Intake(sources, Labels(sources[0].named, config.source.classes or sources[0].names), store, world)
         with _bar(options.progress, sources, world) as told:
             intake.read(told)
@@ -99,7 +101,8 @@ def _facts(intake: Intake, shares: tuple[float, ...], seed: int) -> dict[str, An
         "classes": intake.classes,
         "seed": seed,
         "split": shares,
-        "source": ", ".join(dict.fromkeys(source.path.name for source in intake.sources)),
+        "source": ", ".join(source.path.name for source in intake.sources),
+        "source_first_rows": intake.first_rows(),
         "rows_left_out": len(intake.bad),
     }
 
@@ -133,7 +136,10 @@ def _bar(kind: str, sources: list[Source], world: Communicator) -> Iterator[Call
 
 def _report(intake: Intake, clean: str, target: Path) -> None:
     """Tell which rows are left out, or fail because of them."""
+    told = target.with_name(target.name + ".left-out.txt")
     if not intake.bad:
+        if intake.comm.rank == 0:
+            told.unlink(missing_ok=True)  # that of an earlier run
         return
     counts = Counter(bad.source for bad in intake.bad)
     where = ", ".join(f"{count:,} of {intake.sources[number].path}" for number, count in counts.items())
@@ -143,7 +149,6 @@ def _report(intake: Intake, clean: str, target: Path) -> None:
     if clean == "fail":
         raise InputError(f"{len(lines):,} bad rows: {where}\n  {shown}\n--clean drop leaves them out")
     if intake.comm.rank == 0:
-        told = target.with_name(target.name + ".left-out.txt")
         told.write_text("\n".join(lines) + "\n")
         print(f"left out {len(lines):,} bad rows: {where}; all are listed in {told}\n  {shown}", flush=True)
 

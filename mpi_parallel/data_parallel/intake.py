@@ -21,7 +21,7 @@ from mpi_parallel.data_parallel.labels import Labels
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
-BUDGET = 1 << 30  # bytes of images that a rank keeps in memory
+BUDGET = 1 << 30  # bytes of images that a rank keeps in memory at most
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Bad:
 class Store:
     """Images that wait to be written; `folder` has the room for those that memory has not."""
 
-    def __init__(self, folder: Path, budget: int = BUDGET) -> None:
+    def __init__(self, folder: Path, budget: int) -> None:
         self._folder, self._left = folder, budget
         self._file: IO[bytes] | None = None
         self._end = 0
@@ -131,6 +131,7 @@ class Intake:
         self.units = np.array(sorted(every), np.int64).reshape(-1, 4)
         self._place = {(int(s), int(u)): line for line, (s, u) in enumerate(self.units[:, :2])}
         self.starts = np.concatenate([[0], np.cumsum(self.units[:, 2])])
+        self._rows_before = np.cumsum(self.units[:, 3]) - self.units[:, 3]
         self._first_row = _starts_within(self.units[:, 0], self.units[:, 3])
         self.labels = np.zeros(self.starts[-1], np.int32)
         for batch, where in self.placed():
@@ -148,8 +149,13 @@ class Intake:
             yield batch, range(int(self.starts[line]), int(self.starts[line + 1]))
 
     def first_row(self, batch: Batch) -> int:
-        """The row of its source that a batch's rows are counted from."""
-        return int(self._first_row[self.line(batch)])
+        """The row that a batch's rows are counted from, of all sources one after the other."""
+        return int(self._rows_before[self.line(batch)])
+
+    def first_rows(self) -> NDArray[np.int64]:
+        """The same for each source."""
+        totals = np.bincount(self.units[:, 0], self.units[:, 3], len(self.sources)).astype(np.int64)
+        return np.cumsum(totals) - totals
 
     def line(self, batch: Batch) -> int:
         """The batch's line in `units`."""

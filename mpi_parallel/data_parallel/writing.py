@@ -67,7 +67,7 @@ class OneFile:
         """Everything has been written."""
         for dataset in list(self._waiting):
             self._flush(dataset)
-        self._file.__exit__(None, None, None)
+        self._file.close()
         self._comm.maximum(0)
 
 

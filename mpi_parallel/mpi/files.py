@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -38,11 +37,6 @@ class SharedFile:
                     f"{self.path}: cannot be written, is the disk full? ({error.Get_error_string()})"
                 ) from error
 
-    def __enter__(self) -> SharedFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:  # closing waits for the others, who may never come
-            self._file.Close()
+    def close(self) -> None:
+        """Collective: all has been written. A rank that fails leaves without, as the others may never come."""
+        self._file.Close()

@@ -11,7 +11,8 @@ from mpi4py import MPI
 from sklearn.preprocessing import StandardScaler
 
 from mpi_parallel import convert
-from mpi_parallel.data_parallel import intake
+from mpi_parallel.config import DataOptions
+from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.formats import array_source, csv_table, idx_header, numbers
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
@@ -179,6 +180,8 @@ def test_idx_pairs_keep_their_test_split(shared_path, small_units, pack):
         np.testing.assert_array_equal(arrays[f"{split}/images"], images[rows])
         np.testing.assert_array_equal(arrays[f"{split}/labels"], labels[rows])
     assert "validation/labels" not in arrays
+    first = arrays["@source_first_rows"].tolist()  # t10k comes first in the alphabet
+    assert (first, arrays["train/source_rows"].tolist()) == ([0, 13], list(range(13, 50)))
 
 
 @RANKS
@@ -209,6 +212,8 @@ def test_parts_look_like_one_file(shared_path, small_units, merge):
     arrays.pop("@parts", None)
     assert same(arrays, content(one))
     many = MPI.COMM_WORLD.size > 1 and not merge
+    data = open_image_set(DataOptions(data=str(parts)), 0, Communicator(MPI.COMM_WORLD))
+    np.testing.assert_array_equal(data.train.read(range(len(data.train)))[0], arrays["train/images"])
     assert len(list(shared_path.glob("parts.*.part-*.h5"))) == (MPI.COMM_WORLD.size if many else 0)
     with h5py.File(parts) as file:
         assert file["train/images"].is_virtual == many
@@ -272,7 +277,7 @@ def test_rows_that_memory_has_no_room_for_wait_on_disk(tmp_path, monkeypatch, sm
     images, labels = pixels(83)
     write_csv(tmp_path / "rows.csv", images, labels)
     run(tmp_path / "rows.csv", "--to", tmp_path / "memory.h5")
-    monkeypatch.setattr(intake.Store.__init__, "__defaults__", (300,))
+    monkeypatch.setattr(convert, "BUDGET", 300)
     run(tmp_path / "rows.csv", "--to", tmp_path / "disk.h5")
     assert (tmp_path / "disk.h5").read_bytes() == (tmp_path / "memory.h5").read_bytes()
     assert len(list(tmp_path.iterdir())) == 3
