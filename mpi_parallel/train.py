@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.augmentation import augmentation_of
 from mpi_parallel.data_parallel.dataset import open_image_set
@@ -16,8 +18,7 @@ from mpi_parallel.mpi.session import launch
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import parse
-from mpi_parallel.result_merging.exact import Exact
-from mpi_parallel.result_merging.flat import Flat
+from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.fit import Run, fit
 from mpi_parallel.training.log import RunFolder
@@ -44,12 +45,15 @@ def main(world: Communicator, arguments: list[str]) -> int:
 
     model = MLP(device, (data.features, *config.model.hidden, classes), config.model.dropout, batch.seed)
     engine = Replica(model, training.rows, Clock(), batch.micro_batch)
-    merger = Exact(model.store, comm, config.groups) if config.groups else Flat(model.store, comm)
-    optimizer = RULES[rule.optimizer](model.store, rule.weight_decay)
+    update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
+    choice = open_merger(config.parallel.merge, model.store, comm, update, config.groups)
+    optimizer = update(model.store)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world)
-    announce(folder, config, world, grid, device, threads, data, training, model)
-    return fit(Run(config, comm, engine, merger, optimizer, training, validation, test, folder))
+    announce(folder, config, world, grid, device, threads, data, training, model, choice)
+    status = fit(Run(config, comm, engine, choice.merger, optimizer, training, validation, test, folder))
+    choice.merger.close()
+    return status
 
 
 if __name__ == "__main__":

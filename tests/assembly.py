@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES, Optimizer
-from mpi_parallel.result_merging.exact import Exact
-from mpi_parallel.result_merging.flat import Flat
+from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores
 from mpi_parallel.training.step import train_step
@@ -79,6 +79,7 @@ def assemble(
     optimizer: str = "sgd",
     weight_decay: float = 0.0,
     groups: int | None = None,
+    merge: str = "flat",
     **data_options: Any,
 ) -> Assembly:
     """Everything up to the first step."""
@@ -89,7 +90,6 @@ def assemble(
     classes = class_count(data, training, held_out, comm)
     model = MLP(device, (data.features, *hidden, classes), dropout, seed)
     engine = Replica(model, training.rows, Clock(), micro_batch)
-    merger = Exact(model.store, comm, groups) if groups else Flat(model.store, comm)
-    return Assembly(
-        comm, training, *held_out, model, engine, merger, RULES[optimizer](model.store, weight_decay), batch_size
-    )
+    update = partial(RULES[optimizer], weight_decay=weight_decay)
+    merger = open_merger(merge, model.store, comm, update, groups).merger
+    return Assembly(comm, training, *held_out, model, engine, merger, update(model.store), batch_size)

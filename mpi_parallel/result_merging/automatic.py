@@ -13,6 +13,7 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
+from mpi_parallel.result_merging.exact import Exact
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.registry import MERGERS
@@ -37,12 +38,14 @@ class Choice:
         return f"{self.merger.name} (measured: {table})" if table else self.merger.name
 
 
-def open_merger(name: str, store: ParameterStore, comm: Communicator, rule: Rule) -> Choice:
+def open_merger(name: str, store: ParameterStore, comm: Communicator, rule: Rule, groups: int | None = None) -> Choice:
     """The merger that --merge names, for this store; all ranks make the same one.
 
-    `rule` makes the optimizer, whose work the mergers divide in different ways. Raises InputError where this merger
-    cannot serve here.
+    `rule` makes the optimizer, whose work the mergers divide in different ways. Where rows come in `groups`, only the
+    exact merger serves. Raises InputError where the merger cannot serve here.
     """
+    if groups:
+        return Choice(Exact(store, comm, groups))
     if name != "auto":
         return Choice(MERGERS[name](store, comm))
     if comm.size == 1:

@@ -20,6 +20,7 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.options import to_tables
+from mpi_parallel.result_merging.automatic import Choice
 from mpi_parallel.training.log import RunFolder, logger
 
 
@@ -61,6 +62,7 @@ def announce(
     data: ImageSet,
     training: TrainingRows,
     model: MLP,
+    choice: Choice,
 ) -> None:
     """Show the banner and write the start event."""
     hosts = world.gather_text(platform.node())
@@ -69,7 +71,8 @@ def announce(
     facts = {
         "device": device.kind,
         "precision": config.device.precision,
-        "merge": "flat",
+        "merge": choice.merger.name,
+        "merge_seconds": choice.seconds,
         "holding": training.holding,
         "parameters": model.store.size,
     }
@@ -89,7 +92,7 @@ def announce(
         f"{data.dtype} {' x '.join(map(str, data.shape))}",
         f"held        {training.holding}, {training.told()}",
         f"network     {' - '.join(map(str, model.widths))}: {model.store.size:,} parameters",
-        f"merged by   {facts['merge']}",
+        f"merged by   {choice}",
     ):
         logger.info(line)
     if complaint := blas_complaint():
