@@ -71,11 +71,15 @@ class Window(Merger):
         return Totals.of(np.add.reduce(tails, axis=0, out=self._tail))
 
     def norm(self) -> float:
-        """From the squares of all slices of the node, which are those of every node."""
+        """From the squares of all slices of the node. Those of other nodes are the same, but for processors that round
+        differently: so one node's are taken on all."""
         if len(self.store.terms) > 1:
             self._sum_slots()
         mine = self.store.terms[0, self.owned]
-        return math.sqrt(self.window.total(float(np.dot(mine, mine))))
+        squares = float(np.dot(mine, mine))
+        if self.nodes > 1:
+            squares = self.across.total(squares if self.across.rank == 0 else 0.0)
+        return math.sqrt(self.window.total(squares))
 
     def publish(self) -> None:
         """Wait until all slices are updated."""

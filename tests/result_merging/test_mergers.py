@@ -84,6 +84,20 @@ def train(merger, optimizer, comm, steps: int, clip: bool = False) -> list:
 
 @ALL
 @KIND
+def test_ranks_that_round_differently_clip_alike(kind, monkeypatch):
+    """As those of a job on two makes of processors do: who clips otherwise has other weights from then on."""
+    comm, dot = world(), np.dot
+    merger = KINDS[kind](make_store(), comm)
+    monkeypatch.setattr(np, "dot", lambda a, b: dot(a, b) * (1 + 1e-3 * comm.rank))
+    told = train(merger, RULES["sgd"](merger.store), comm, 3, clip=True)
+    assert len(set(comm.comm.allgather(tuple(norm for _, norm in told)))) == 1
+    everyone = comm.gather(merger.store.weights)
+    assert all(np.array_equal(weights, everyone[0]) for weights in everyone)
+    merger.close()
+
+
+@ALL
+@KIND
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
 def test_weights_are_those_of_the_sum_in_float64(kind, clip, rule):
