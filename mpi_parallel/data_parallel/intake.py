@@ -59,10 +59,13 @@ class Store:
         self._left -= images.nbytes
         if self._left >= 0:
             return images, 0
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            self._file.write(np.ascontiguousarray(images).data)
+        except OSError as error:
+            raise InputError(f"{self._folder}: rows cannot wait there until they are written: {error}") from error
         offset, self._end = self._end, self._end + images.nbytes
-        self._file.write(np.ascontiguousarray(images).data)
         return None, offset
 
     def get(self, batch: Batch, shape: tuple[int, ...]) -> NDArray[Any]:
