@@ -156,11 +156,9 @@ class _Bench:
         with memory_watched() as memory:
             for epoch in range(epochs):
                 engine.clock.reset()
-                engine.clock.enter("data")
-                for batch in training.epoch(epoch, self.options.batch_size):
+                for batch in engine.clock.booked("data", training.epoch(epoch, self.options.batch_size)):
                     train_step(engine, batch, merger, optimizer, 1e-3)
                     first = first or time.perf_counter() - began
-                    engine.clock.enter("data")
                 self.device.synchronize()
                 seconds = engine.clock.total()
                 if seconds < best["seconds"]:

@@ -28,7 +28,7 @@ EVALUATION_ROWS = 512  # at a time: enough for BLAS, little memory
 POSITIONS_AT_ONCE = 2**16  # of this rank: their order is worked out together
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """This rank's rows of one step: their numbers among the rank's rows, and keys that name them (order.row_keys)."""
 
@@ -38,13 +38,18 @@ class Batch:
 
     def groups(self) -> Iterator[Batch]:
         """The parts whose gradients are summed apart."""
-        for start, stop in pairwise((0, len(self.index)) if self.edges is None else self.edges):
+        if self.edges is None:
+            yield self
+            return
+        for start, stop in pairwise(self.edges):
             yield Batch(self.index[start:stop], self.keys[start:stop])
 
     def parts(self, size: int | None) -> Iterator[Batch]:
         """Micro-batches of at most `size` rows, at least one: a rank without rows takes the same path."""
-        step = size or max(1, len(self.index))
-        for start in range(0, max(1, len(self.index)), step):
+        if not size or len(self.index) <= size:
+            yield self
+            return
+        for start in range(0, len(self.index), size):
             yield Batch(self.index[start : start + step], self.keys[start : start + step])
 
 
@@ -104,8 +109,8 @@ class TrainingRows:
         """The rank's part of every step of an epoch (numbered from 0); some parts may be empty."""
         self.rows.rewind(number)
         at_once = max(1, POSITIONS_AT_ONCE * self.of // max(1, len(self.shards)) // batch_size) * batch_size
-        for first in range(0, self.total, at_once):
-            span = range(first, min(first + at_once, self.total))
+        for begin in range(0, self.total, at_once):
+            span = range(begin, min(begin + at_once, self.total))
             positions = order.positions_of(self.shards, self.total, self.of, span)
             sequence, edges = order.grouped(positions, span, batch_size, self.groups, self.own_groups)
             positions = positions[sequence]
@@ -116,7 +121,9 @@ class TrainingRows:
                 local = np.arange(len(positions))  # they come in this order
             index = self.device.to_device(local)
             for cuts in edges:
-                yield Batch(index[cuts[0] : cuts[-1]], keys[cuts[0] : cuts[-1]], [cut - cuts[0] for cut in cuts])
+                first, last = cuts[0], cuts[-1]
+                within = [cut - first for cut in cuts] if self.groups > 1 else None
+                yield Batch(index[first:last], keys[first:last], within)
 
     def _of_groups(self) -> Sequence[int]:
         """All shards of this rank's groups."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
+Item = TypeVar("Item")
 PHASES = ("data", "compute", "merge", "update", "other")
 
 
@@ -29,6 +32,16 @@ class Clock:
         now = perf_counter()
         self.seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
+
+    def booked(self, phase: str, items: Iterator[Item]) -> Iterator[Item]:
+        """The items, the time that it takes to find the next one booked to the phase."""
+        while True:
+            self.enter(phase)
+            item = next(items, None)
+            self.enter("other")
+            if item is None:
+                return
+            yield item
 
     def total(self) -> float:
         """Seconds since the reset."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mpi_parallel.config import TrainConfig
-from mpi_parallel.data_parallel.loader import Batch, Rows, TrainingRows
+from mpi_parallel.data_parallel.loader import Rows, TrainingRows
 from mpi_parallel.data_parallel.replica import Replica
-from mpi_parallel.device.clock import PHASES, Clock, process_seconds
+from mpi_parallel.device.clock import PHASES, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import weights_sha256
@@ -95,7 +94,7 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
     batch, rule = run.config.batch, run.config.optimizer
     run.engine.clock.reset()
     run.sums = [0.0, 0.0, 0.0]
-    for part in _booked(run.training.epoch(run.epochs, batch.batch_size), run.engine.clock):
+    for part in run.engine.clock.booked("data", run.training.epoch(run.epochs, batch.batch_size)):
         if run.step >= run.total_steps:
             break
         rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
@@ -113,17 +112,6 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
         if totals.stop:
             return "signal"
     return "finished"
-
-
-def _booked(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
-    """The batches, the time that it takes to find the next one booked to the data."""
-    while True:
-        clock.enter("data")
-        batch = next(batches, None)
-        clock.enter("other")
-        if batch is None:
-            return
-        yield batch
 
 
 def _end_epoch(run: Run, patience: Patience) -> str:
