@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mpi4py import MPI
 
 from mpi_parallel.data_parallel.dataset import Split
-from mpi_parallel.data_parallel.loader import Batch, Rows
+from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Host
 from mpi_parallel.device.workspace import Workspace
@@ -20,10 +20,10 @@ from tests.samples import images_and_labels, write_image_set
 CASES = [(64, 8, 16), (61, 8, 16), (23, 64, 5), (40, 2, 7), (40, 1, 7), (20, 64, 3), (12, 5, 1000)]
 
 
-def numbered(path, rows):
+def numbered(path, rows, test=7):
     """A file whose row n holds n in every pixel and n mod 3 as its label."""
     with h5py.File(path, "w") as file:
-        for split, n in (("train", rows), ("test", 7)):
+        for split, n in (("train", rows), ("test", test)):
             file[f"{split}/images"] = np.repeat(np.arange(n, dtype=np.uint16), 12).reshape(n, 3, 4)
             file[f"{split}/labels"] = np.arange(n) % 3
     return path
@@ -83,21 +83,22 @@ def test_steps_draw_evenly_from_the_ranks(path):
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
-def test_a_rank_reads_its_shards_and_its_block_alone(path, monkeypatch):
+def test_a_rank_reads_its_shards_and_its_blocks_alone(path, monkeypatch):
     asked = {"train/images": [], "test/images": []}
     read = Split.read
     monkeypatch.setattr(
         Split, "read", lambda split, part, *to: [asked[split.images].append(part), read(split, part, *to)][1]
     )
-    comm = world()
-    assemble(numbered(path, 50), comm, shards=6)
+    comm, rows = world(), 3 * EVALUATION_ROWS + 7
+    assemble(numbered(path, 50, rows), comm, shards=6)
     assert asked["train/images"] == [block(50, 6, shard) for shard in range(comm.rank, 6, comm.size)]
-    assert asked["test/images"] == [block(7, comm.size, comm.rank)]
+    blocks = block(4, comm.size, comm.rank)
+    assert asked["test/images"] == [range(blocks.start * EVALUATION_ROWS, min(blocks.stop * EVALUATION_ROWS, rows))]
 
 
 @pytest.mark.parallel([2, 3, 4])
 def test_evaluation_rows_are_all_rows_once_even_with_fewer_rows_than_ranks(path):
-    for rows in (1, 7, 30):
+    for rows in (1, 30, 2 * EVALUATION_ROWS + 3):
         run = assemble(write_image_set(path, test=rows), world())
         images = np.concatenate(run.comm.comm.allgather(run.test.images))
         labels = np.concatenate(run.comm.comm.allgather(run.test.labels))
