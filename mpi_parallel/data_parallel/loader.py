@@ -50,7 +50,7 @@ class Batch:
             yield self
             return
         for start in range(0, len(self.index), size):
-            yield Batch(self.index[start : start + step], self.keys[start : start + step])
+            yield Batch(self.index[start : start + size], self.keys[start : start + size])
 
 
 class TrainingRows:
@@ -75,8 +75,8 @@ class TrainingRows:
         """Find out how the shards are held, and read them, or see through them, once.
 
         `peers` are ranks that need the same rows as this one: those on its node keep one copy together. With `groups`
-        position p belongs to group p mod `groups`, ranks own runs of whole groups, and a batch keeps them apart. Raises InputError for bad values, for fewer rows than ranks and where the budget is too small
-        for either way.
+        position p belongs to group p mod `groups`, ranks own runs of whole groups, and a batch keeps them apart.
+        Raises InputError for bad values, for fewer rows than ranks and where the budget is too small for either way.
         """
         self.total, self.of, self.seed, self.comm, self.device = len(data.train), shards, seed, comm, device
         if self.total < comm.size:
