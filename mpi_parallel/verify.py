@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpi_parallel.mpi.launcher import child_environment, mpirun_beside
 from mpi_parallel.options import InputError, at_least, option, parse
 
 SENTENCE = "Train a few steps with --reproducible on each number of ranks and compare the weights, bit for bit."
-OURS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDI_")  # a launcher must not take itself for a rank of another one
-KEEP = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_MCA_", "PRTE_MCA_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +65,16 @@ def _run(options: VerifyOptions, ranks: int, data: str, out: Path) -> dict[str, 
     """The end event of one run. Raises InputError with what it said when it failed."""
     train = f"{sys.executable} -m mpi_parallel.train --data {data} --out {out} --steps {options.steps}"
     fixed = "--reproducible --progress none"
-    launcher = (options.launcher or f"{_mpirun()} -n {{ranks}}").format(ranks=ranks)
+    launcher = (options.launcher or f"{mpirun_beside()} -n {{ranks}}").format(ranks=ranks)
     command = shlex.split(f"{launcher} {train} {fixed} {options.options}")
     try:
-        done = subprocess.run(command, env=_clean(), capture_output=True, text=True, timeout=options.timeout)
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=options.timeout)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(f"{shlex.join(command)}: {error}") from None
     if done.returncode:
         raise InputError(f"{shlex.join(command)} left with {done.returncode}:\n{done.stdout}{done.stderr}")
     end: dict[str, Any] = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return end
-
-
-def _mpirun() -> str:
-    """The mpirun beside this python, else the one on PATH."""
-    beside = Path(sys.executable).parent / "mpirun"
-    return str(beside) if beside.exists() else "mpirun"
-
-
-def _clean() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(OURS) or name.startswith(KEEP)}
 
 
 def _make_data(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mpi_parallel.benchmark import data, merge, step
+from mpi_parallel.benchmark import data, merge, peers, step
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError
@@ -13,6 +13,7 @@ VERBS: dict[str, Callable[[Communicator, list[str]], int]] = {
     "step": step.main,
     "merge": merge.main,
     "data": data.main,
+    "peers": peers.main,
 }
 
 
