@@ -47,12 +47,13 @@ class Expressions:
         else:
             self.xp.sum(a_BO, axis=0, out=sums_O)
 
-    def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array) -> None:
+    def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:
         """y = x times 0 with probability `rate`, else 1 / (1 - rate) (inverted dropout, Srivastava et al. 2014).
 
-        Unit u of the row with key k (uint32) is dropped by a hash of (k, layer, u) alone, so on every layout alike.
+        Unit u of the row with key k (uint32) is dropped by a hash of (k, layer, u) alone, so on every layout alike; the
+        columns of x are the units from `first` on.
         """
-        units_U = self.xp.arange(x_BU.shape[1], dtype="uint32")
+        units_U = self.xp.arange(first, first + x_BU.shape[1], dtype="uint32")
         bits_BU = combine(keys_B[:, None] ^ layer, units_U[None, :])
         self.xp.multiply(x_BU, bits_BU >= threshold(rate), out=y_BU)
         y_BU *= 1 / (1 - rate)

@@ -23,7 +23,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "relu_gradient": [POINTER, POINTER, LONG],
     "column_sums": [POINTER, POINTER, LONG, LONG, INT],
     "cross_entropy": [POINTER, POINTER, POINTER, POINTER, POINTER, LONG, LONG, POINTER],
-    "dropout": [POINTER, POINTER, POINTER, LONG, LONG, ctypes.c_uint32, ctypes.c_uint32, FLOAT],
+    "dropout": [POINTER, POINTER, POINTER, LONG, LONG, ctypes.c_uint32, ctypes.c_uint32, FLOAT, ctypes.c_uint32],
     "sum_slots": [POINTER, *SLOTS, LONG],
     "sgd": [POINTER, *SLOTS, LONG, *[FLOAT] * 3],
     "momentum": [POINTER, POINTER, *SLOTS, LONG, *[FLOAT] * 4],
@@ -71,8 +71,9 @@ class OpenMP:
         loss, hits = self._rows
         self.library.cross_entropy(at(z_BK), at(t_B), at(z_BK), at(loss), at(hits), rows, classes, at(sums))
 
-    def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array) -> None:
-        self.library.dropout(at(x_BU), at(keys_B), at(y_BU), *x_BU.shape, layer, threshold(rate), 1 / (1 - rate))
+    def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:
+        factor = 1 / (1 - rate)
+        self.library.dropout(at(x_BU), at(keys_B), at(y_BU), *x_BU.shape, layer, threshold(rate), factor, first)
 
     def sum_slots(self, out: Array, slots_SN: Array) -> None:
         self.library.sum_slots(at(out), *slots(slots_SN), out.size)

@@ -27,13 +27,16 @@ def linear_input_gradient(ws: Workspace, dy_BO: Array, W_IO: Array) -> Array:
     return dx_BI
 
 
-def linear_weight_gradient(ws: Workspace, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array, add: bool) -> None:
-    """dW = x^T dy and db = sum of dy over the rows, or added to what is there."""
+def linear_weight_gradient(
+    ws: Workspace, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool
+) -> None:
+    """dW = x^T dy and db = sum of dy over the rows, or added to what is there; no db where the bias is elsewhere."""
     product_IO = ws.empty(dW_IO.shape) if add else dW_IO
     ws.xp.matmul(x_BI.T, dy_BO, out=product_IO)
     if add:
         dW_IO += product_IO
-    ws.kernels.column_sums(dy_BO, db_O, add)
+    if db_O is not None:
+        ws.kernels.column_sums(dy_BO, db_O, add)
 
 
 def relu_gradient(ws: Workspace, dy: Array, y: Array) -> Array:
@@ -42,10 +45,13 @@ def relu_gradient(ws: Workspace, dy: Array, y: Array) -> Array:
     return dy
 
 
-def dropout(ws: Workspace, x_BU: Array, keys_B: Array, layer: int, rate: float) -> Array:
-    """x times a random mask that depends on the rows' keys (uint32), the layer and the unit alone; its own gradient."""
+def dropout(ws: Workspace, x_BU: Array, keys_B: Array, layer: int, rate: float, first: int = 0) -> Array:
+    """x times a random mask that depends on the rows' keys (uint32), the layer and the unit alone; its own gradient.
+
+    The columns of x are the layer's units from `first` on.
+    """
     y_BU = ws.empty(x_BU.shape)
-    ws.kernels.dropout(x_BU, keys_B, combine_int(layer), rate, y_BU)
+    ws.kernels.dropout(x_BU, keys_B, combine_int(layer), rate, y_BU, first)
     return y_BU
 
 

@@ -56,14 +56,15 @@ class Dropout:
 
     parameters: tuple[Parameter, ...] = ()
 
-    def __init__(self, ws: Workspace, rate: float, number: int) -> None:
-        self.ws, self.rate, self.number = ws, rate, number
+    def __init__(self, ws: Workspace, rate: float, number: int, first: int = 0) -> None:
+        """Behind layer `number`, of whose units x has those from `first` on."""
+        self.ws, self.rate, self.number, self.first = ws, rate, number, first
 
     def forward(self, x: Array, keys: Array | None = None) -> tuple[Array, Backward]:
         assert keys is not None, "dropout must be told which rows these are"
 
         def masked(values: Array) -> Array:  # the mask is made anew on the way back: cheaper than to keep it
-            return F.dropout(self.ws, values, keys, self.number, self.rate)
+            return F.dropout(self.ws, values, keys, self.number, self.rate, self.first)
 
         return masked(x), masked
 
@@ -75,17 +76,18 @@ class Sequential:
         self.layers = layers
         self.parameters = [parameter for layer in layers for parameter in layer.parameters]
 
-    def forward(self, x: Array, keys: Array | None = None) -> tuple[Array, Callable[[Array, Ready], None]]:
-        """The output, and a backward that also tells `ready` which gradients have just been completed."""
+    def forward(self, x: Array, keys: Array | None = None) -> tuple[Array, Callable[[Array, Ready], Array]]:
+        """The output, and a backward to the input that also tells `ready` which gradients have just been completed."""
         tape = []
         for layer in self.layers:
             x, layer_backward = layer.forward(x, keys)
             tape.append((layer.parameters, layer_backward))
 
-        def backward(dy: Array, ready: Ready) -> None:
+        def backward(dy: Array, ready: Ready) -> Array:
             for parameters, layer_backward in reversed(tape):
                 dy = layer_backward(dy)
                 if parameters:
                     ready(parameters)
+            return dy
 
         return x, backward

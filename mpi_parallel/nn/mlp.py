@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +14,8 @@ from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
 from mpi_parallel.nn.layers import Dropout, Layer, Linear, Sequential
 from mpi_parallel.nn.store import CORRECT, LOSS, ParameterStore
+
+DRAWN = 1 << 20  # random numbers at a time
 
 assert (LOSS, CORRECT) == (0, 1)  # where softmax_cross_entropy adds its sums
 
@@ -44,14 +46,27 @@ class MLP:
         return [self.store.device.to_host(self.store.parameters[name].value) for name in names]
 
 
-def glorot_uniform(fan_in: int, fan_out: int, seed: int, number: int) -> NDArray[np.float32]:
-    """(fan_in, fan_out) uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010), by seed and layer."""
+def glorot_uniform(
+    fan_in: int, fan_out: int, seed: int, number: int, rows: range | None = None, columns: range | None = None
+) -> NDArray[np.float32]:
+    """(fan_in, fan_out) uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010), by seed and layer.
+
+    With `rows` or `columns` these alone of the same matrix, of which no more is held at a time than DRAWN numbers.
+    """
+    rows, columns = rows or range(fan_in), columns or range(fan_out)
     limit = np.sqrt(6.0 / (fan_in + fan_out))
-    random = np.random.Generator(np.random.PCG64([seed, number])).random((fan_in, fan_out), dtype=np.float32)
-    return np.asarray((2 * random - 1) * limit, np.float32)
+    random = np.random.Generator(np.random.PCG64([seed, number]))
+    W_IO = np.empty((len(rows), len(columns)), np.float32)
+    step = max(1, DRAWN // fan_out)
+    for start in range(0, rows.stop, step):
+        drawn = random.random((min(step, rows.stop - start), fan_out), dtype=np.float32)
+        kept = drawn[max(0, rows.start - start) :, columns.start : columns.stop]
+        to = max(0, start - rows.start)
+        W_IO[to : to + len(kept)] = (2 * kept - 1) * limit
+    return W_IO
 
 
-def weights_sha256(weights: Sequence[NDArray[np.float32]]) -> str:
+def weights_sha256(weights: Iterable[NDArray[np.float32]]) -> str:
     """Digest of the weights in the order of `MLP.weights`, as little-endian float32."""
     digest = hashlib.sha256()
     for array in weights:

@@ -113,22 +113,22 @@ void column_sums(const float *a, float *sums, long rows, long width, int add)
 /* --- dropout --- */
 
 VECTORS static void dropout_part(const float *restrict x, const uint32_t *restrict keys, float *restrict y, long begin, long end,
-                                 long width, uint32_t layer, uint32_t threshold, float factor)
+                                 long width, uint32_t layer, uint32_t threshold, float factor, uint32_t first)
 {
     for (long row = begin; row < end; ++row) {
         const float *from = x + row * width;
         float *to = y + row * width;
         uint32_t key = mp_mix(keys[row] ^ layer);
         _Pragma("omp simd") for (long u = 0; u < width; ++u)
-            to[u] = mp_dropout(from[u], key, (uint32_t)u, threshold, factor);
+            to[u] = mp_dropout(from[u], key, first + (uint32_t)u, threshold, factor);
     }
 }
 
-/* y = x times the mask of these rows (named by their keys) and this layer (named by a hash) */
+/* y = x times the mask of these rows (named by their keys), this layer (by a hash) and the units from `first` on */
 void dropout(const float *x, const uint32_t *keys, float *y, long rows, long width, uint32_t layer, uint32_t threshold,
-             float factor)
+             float factor, uint32_t first)
 {
-    SHARE(rows, width, dropout_part(x, keys, y, begin, end, width, layer, threshold, factor));
+    SHARE(rows, width, dropout_part(x, keys, y, begin, end, width, layer, threshold, factor, first));
 }
 
 /* --- softmax cross-entropy: loss, number correct and gradient in one pass --- */
