@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpi_parallel.mpi import communicator
 from mpi_parallel.mpi.communicator import Communicator
 
 
@@ -22,6 +23,9 @@ class Recording:
 
     def to_host(self, array):
         self.asked.append("to_host")
+        return array.copy()
+
+    def to_device(self, array):
         return array.copy()
 
     def refill(self, array, values):
@@ -127,3 +131,66 @@ def test_messages_of_two_communicators_do_not_meet(comm):
     assert first.tolist() == [comm.size] * 3
     assert second.tolist() == [10 * comm.size] * 3
     other.free()
+
+
+@pytest.fixture(params=[1 << 30, 40])
+def cut(request, monkeypatch):
+    """Messages whole, and cut as beyond the limit."""
+    monkeypatch.setattr(communicator, "MOST", request.param)
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(0,), (1,), (9,), (10,), (11,), (1000,), (7, 13)])
+def test_sums_and_broadcasts_that_are_cut(comm, cut, shape):
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + comm.rank
+    expected = comm.gather(array).sum(axis=0)
+    pending = array.copy()
+    request = comm.begin_sum(pending)
+    comm.sum(array)
+    request.wait()
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(pending, expected)
+    np.testing.assert_array_equal(comm.broadcast(expected if comm.rank == 0 else None), expected)
+
+
+@pytest.mark.parallel([1, 2, 3, 4, 5])
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 33, 1000])
+@pytest.mark.parametrize("staged", [False, True])
+def test_shares_are_summed_and_gathered(comm, cut, n, staged):
+    comm = comm.on(Recording()) if staged else comm
+    array = np.arange(n, dtype=np.float32) * (comm.rank + 1)
+    expected = np.arange(n, dtype=np.float32) * sum(range(1, comm.size + 1))
+    mine = comm.share(n)
+    comm.sum_shares(array, np.empty(mine.stop - mine.start, np.float32))
+    np.testing.assert_array_equal(array[mine], expected[mine])
+    array[: mine.start] = array[mine.stop :] = -1
+    comm.gather_shares(array)
+    np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_sum_in_the_background_is_done_when_it_is_asked_for_often(comm):
+    array = np.full(1000, comm.rank + 1.0)
+    request = comm.begin_sum(array)
+    while not request.done():
+        pass
+    request.wait()
+    assert (array == sum(range(1, comm.size + 1))).all()
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+def test_split_keeps_the_order(comm):
+    part = comm.split(comm.rank % 2)
+    members = part.gather(np.array([comm.rank]))[:, 0].tolist()
+    assert members == list(range(comm.rank % 2, comm.size, 2))
+    part.free()
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_total(comm):
+    assert comm.total(0.5 + comm.rank) == sum(0.5 + rank for rank in range(comm.size))
+
+
+def test_only_contiguous_arrays_are_sent():
+    with pytest.raises(AssertionError, match="contiguous"):
+        list(communicator.messages(np.zeros((4, 4))[:, 1]))

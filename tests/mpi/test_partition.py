@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpi_parallel.mpi.partition import block, dealt
+from mpi_parallel.mpi.partition import LINE, block, dealt, share
 
 NUMBERS = st.one_of(st.integers(0, 300), st.integers(0, 2**40))
 SIZES = st.integers(1, 70)
@@ -37,3 +37,14 @@ def test_dealt_numbers_are_all_numbers_once(n, size):
 def test_neighbours_are_dealt_to_neighbours(n, size):
     for rank in range(size):
         assert all(number % size == rank for number in dealt(n, size, rank))
+
+
+@given(n=NUMBERS, size=SIZES)
+def test_shares_tile_the_numbers_in_whole_lines(n, size):
+    shares = [share(n, size, rank) for rank in range(size)]
+    assert shares[0].start == 0
+    assert shares[-1].stop == n
+    assert all(one.stop == following.start for one, following in pairwise(shares))
+    assert all(part.start % LINE == 0 or part.start == n for part in shares)
+    lengths = [part.stop - part.start for part in shares]
+    assert max(lengths) == lengths[0] <= -(-n // size) + LINE

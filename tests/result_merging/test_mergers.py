@@ -321,7 +321,7 @@ def test_mergers_by_name(kind):
     elif comm.size == 1:
         assert str(choice) == "flat"
     else:
-        assert set(choice.seconds) == set(MERGERS)
+        assert {"flat"} <= set(choice.seconds) <= set(MERGERS)
         assert choice.seconds[choice.merger.name] == min(choice.seconds.values())
     train(choice.merger, RULES["adam"](store), comm, 1)
     choice.merger.close()
@@ -366,7 +366,7 @@ def test_a_step_that_repeats_allocates_no_array(kind):
 
 
 @pytest.mark.parallel([2])
-@KIND
+@pytest.mark.parametrize("kind", MERGERS)
 def test_ten_thousand_steps_take_no_memory(kind):
     comm, store = world(), make_store()
     merger, optimizer = KINDS[kind](store, comm), RULES["adam"](store)
