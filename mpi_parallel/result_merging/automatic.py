@@ -18,9 +18,10 @@ from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.registry import MERGERS
 
-BUDGET = 0.06  # seconds for the rounds of one candidate
+BUDGET = 0.03  # seconds for the rounds of one candidate
+DEADLINE = 0.25  # seconds after which no further candidate is tried
 ROUNDS = 25  # at most
-LARGEST = 1 << 21  # weights of the trial: far beyond the caches' size, times grow in proportion
+LARGEST = 1 << 20  # weights of the trial: far beyond the caches' size, times grow in proportion
 
 Rule = Callable[[ParameterStore], Optimizer]
 
@@ -56,10 +57,14 @@ def open_merger(name: str, store: ParameterStore, comm: Communicator, rule: Rule
 
 def measure(store: ParameterStore, comm: Communicator, rule: Rule) -> dict[str, float]:
     """Seconds of a merge, update and publication by each merger that can serve, the slowest rank's, alike on all."""
+    comm.meet()
+    began = perf_counter()
     trial = ParameterStore(store.device, _shapes(store))
     optimizer = rule(trial)
     seconds: dict[str, float] = {}
     for name, make in MERGERS.items():
+        if _slowest([perf_counter() - began], comm) > DEADLINE:
+            break
         try:
             merger = make(trial, comm)
         except InputError:  # on all ranks alike
@@ -70,10 +75,14 @@ def measure(store: ParameterStore, comm: Communicator, rule: Rule) -> dict[str, 
 
 
 def _measure(merger: Merger, optimizer: Optimizer, comm: Communicator) -> float:
-    once = max(_round(merger, optimizer, comm), min(_round(merger, optimizer, comm) for _ in range(2)))
-    rounds = comm.maximum(max(1, min(ROUNDS, int(BUDGET / once))))
-    mine = median(_round(merger, optimizer, comm) for _ in range(rounds))
-    return comm.maximum(int(1e9 * mine)) / 1e9
+    times = [_round(merger, optimizer, comm)]  # which also finds the memory: only what is too slow is judged by it
+    times = [_round(merger, optimizer, comm) for _ in range(min(ROUNDS, int(BUDGET / _slowest(times, comm))))] or times
+    return _slowest(times, comm)
+
+
+def _slowest(times: list[float], comm: Communicator) -> float:
+    """The median time of the slowest rank, in whole nanoseconds: the same number on all ranks."""
+    return comm.maximum(max(1, round(1e9 * median(times)))) / 1e9
 
 
 def _round(merger: Merger, optimizer: Optimizer, comm: Communicator) -> float:
