@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--mpi", default="", help="openmpi, mpich or both with a comma; the first one of `make env`")
     parser.add_argument("--ranks", default="1,2,3,4", help="numbers of ranks, with commas")
     options, arguments = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and take along what was started
 
     total: Counter[str] = Counter()
     for mpi in options.mpi.split(","):
