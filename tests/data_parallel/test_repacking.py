@@ -95,7 +95,8 @@ def test_inspect_tells_what_is_there(tmp_path, capsys):
     assert "moments     none in the file" in told
     # 12 chunks; the edges of the shards at rows 38, 76 and 113 each cut one.
     assert f"of train, streamed: 4 reads, {15 * 156:,} bytes, {3 * 156} of these twice (20.0%); up to 75 rows" in told
-    assert Image.open(tmp_path / "sheet.png").size == (480, 144)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (480, 144)
 
 
 def test_what_streaming_reads_of_contiguous_rows_is_the_rows(tmp_path):
