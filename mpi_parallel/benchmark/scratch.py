@@ -33,6 +33,7 @@ def scratch_folder(parent: str, size: int, world: Communicator) -> Iterator[Path
         raise InputError(complaint)
     try:
         yield Path(made)
+        world.meet()  # nobody needs the files any more
     finally:
         if world.rank == 0:
             shutil.rmtree(made, ignore_errors=True)
