@@ -78,7 +78,7 @@ class BatchOptions:
 class OptimizerOptions:
     """how the weights move"""
 
-    optimizer: str = option("adam", "update rule", choices=("adam", "adamw", "sgd", "momentum"))
+    optimizer: str = option("adam", "update rule", choices=("adam", "adamw", "sgd", "momentum", "lamb"))
     lr: float = option(1e-3, "learning rate", check=positive)
     schedule: str = option("constant", "learning rate over the run, after the warm-up", choices=("constant", "cosine"))
     warmup: int = option(

@@ -149,6 +149,17 @@ class Adam(Rule):
         return m_hat / (np.sqrt(v_hat) + self.epsilon)
 
 
+class LAMB(Adam):
+    """r = Adam's direction + decay w; w -= alpha |w| / |r| r, each array by itself (You et al. 2020)."""
+
+    epsilon = 1e-6
+
+    def update(self, w: Array, g: Array, alpha: float, state: dict[str, Any]) -> Array:
+        r = self.direction(g, state) + self.weight_decay * w
+        sizes = np.linalg.norm(w), np.linalg.norm(r)
+        return w - alpha * (sizes[0] / sizes[1] if all(sizes) else 1.0) * r
+
+
 class AdamW(Adam):
     """Loshchilov and Hutter 2019, algorithm 2, with alpha as the schedule that scales both terms."""
 
@@ -156,4 +167,4 @@ class AdamW(Adam):
         return w - alpha * (self.direction(g, state) + self.weight_decay * w)
 
 
-RULES: dict[str, type[Rule]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam, "adamw": AdamW}
+RULES: dict[str, type[Rule]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam, "adamw": AdamW, "lamb": LAMB}

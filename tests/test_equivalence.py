@@ -40,6 +40,7 @@ CASES = {
     "momentum": Case(rate=0.02, settings={"optimizer": "momentum", "weight_decay": 0.01}),
     "adam": Case(rate=ADAPTIVE, settings={"optimizer": "adam"}),
     "adam with weight decay": Case(rate=ADAPTIVE, settings={"optimizer": "adam", "weight_decay": 0.01}),
+    "lamb": Case(rate=ADAPTIVE, settings={"optimizer": "lamb", "weight_decay": 0.01}),
     "adamw": Case(rate=ADAPTIVE, settings={"optimizer": "adamw", "weight_decay": 0.1}),
     "unequal rows and a short last batch": Case(train=61, settings={"batch_size": 14}),
     "a last batch of one row": Case(train=49),

@@ -8,9 +8,15 @@ the mean; `w` are the weights, `alpha` the learning rate. All arrays are float32
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mpi_parallel.device import Array
 from mpi_parallel.nn.store import ParameterStore
+
+Total = Callable[[NDArray[np.float64]], None]
 
 
 class Optimizer(ABC):
@@ -25,8 +31,11 @@ class Optimizer(ABC):
         for name in self.names:  # zeros, not zeros_like: memory that this rank never steps on is never taken
             self.state[name] = store.device.xp.zeros(store.size, store.weights.dtype)
 
-    def step(self, owned: slice, alpha: float, scale: float = 1.0) -> None:
-        """Update the weights of the owned slice from `scale` times its gradient."""
+    def step(self, owned: slice, alpha: float, scale: float = 1.0, total: Total | None = None) -> None:
+        """Update the weights of the owned slice from `scale` times its gradient.
+
+        `total` sums an array over the owners of the other slices, in place; rules that look at whole layers need it.
+        """
         self.steps += 1
         state = (array[owned] for array in self.state.values())
         self.update(self.store.weights[owned], self.store.terms[:, owned], scale, alpha, *state)
@@ -74,4 +83,41 @@ class AdamW(Adam):
     decoupled = True
 
 
-RULES: dict[str, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam, "adamw": AdamW}
+class LAMB(Adam):
+    """Adam's direction plus weight decay, scaled in each layer to the size of its weights (You et al. 2020).
+
+    r = m_hat / (sqrt(v_hat) + epsilon) + decay w, then w -= alpha |w| / |r| r, of each parameter by itself; the ratio is
+    1 where one of the norms is 0.
+    """
+
+    epsilon = 1e-6
+
+    def __init__(self, store: ParameterStore, weight_decay: float = 0.0) -> None:
+        super().__init__(store, weight_decay)
+        self.r: Array = store.device.xp.zeros(store.size, np.float32)
+
+    def step(self, owned: slice, alpha: float, scale: float = 1.0, total: Total | None = None) -> None:
+        self.steps += 1
+        w, r = self.store.weights, self.r
+        m, v = (array[owned] for array in self.state.values())
+        # Adam's step of size 1 up from zero is its direction.
+        r[owned] = 0
+        constants = (self.beta1, self.beta2, self.epsilon)
+        self.kernels.adam(r[owned], m, v, self.store.terms[:, owned], scale, -1.0, *constants, self.steps, 0.0, 0.0)
+        if self.weight_decay:
+            r[owned] += self.weight_decay * w[owned]
+        parts = [_overlap(parameter.span, owned) for parameter in self.store.parameters.values()]
+        squares = np.array([[float(self.store.device.xp.dot(a[part], a[part])) for a in (w, r)] for part in parts])
+        if total is not None:
+            total(squares)
+        for part, (of_w, of_r) in zip(parts, np.sqrt(squares), strict=True):
+            w[part] -= alpha * float(of_w / of_r if of_w and of_r else 1.0) * r[part]
+
+
+def _overlap(span: slice, owned: slice) -> slice:
+    """What two slices have in common, perhaps nothing."""
+    start = max(span.start, owned.start)
+    return slice(start, max(start, min(span.stop, owned.stop)))
+
+
+RULES: dict[str, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam, "adamw": AdamW, "lamb": LAMB}

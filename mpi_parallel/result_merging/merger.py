@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 from typing import ClassVar
 
 from mpi_parallel.mpi.communicator import Communicator
@@ -44,6 +47,11 @@ class Merger(ABC):
         """
         mine = self._squares(slice(0, self.store.size)) if self.comm.rank == 0 else 0.0
         return math.sqrt(self.comm.total(mine))
+
+    def total(self, sums: NDArray[np.float64]) -> None:
+        """Sum numbers, in place, over the ranks that own the other slices; nothing to do for who owns everything."""
+        if self.owned != slice(0, self.store.size):
+            self.comm.on_host().sum(sums)
 
     def publish(self) -> None:  # noqa: B027, where every rank takes the whole step there is nothing to do
         """Everyone's weights, after the owners have updated theirs."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.nn.layers import Ready
@@ -40,6 +43,9 @@ class Merger(Protocol):
     def norm(self) -> float:
         """Euclidean norm of the whole summed gradient."""
 
+    def total(self, sums: NDArray[np.float64]) -> None:
+        """Sum numbers, in place, over the ranks that own the other slices."""
+
     def publish(self) -> None:
         """Everyone's weights, after the owners have updated theirs."""
 
@@ -67,7 +73,7 @@ def train_step(
 
     clock.enter("update")
     if totals.finite:
-        optimizer.step(merger.owned, rate, _scale(merger, totals.count, clip_norm))  # my share of the weights
+        optimizer.step(merger.owned, rate, _scale(merger, totals.count, clip_norm), merger.total)  # my share
 
     clock.enter("merge")
     merger.publish()  # everyone's weights

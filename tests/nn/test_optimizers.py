@@ -13,6 +13,7 @@ from tests import reference
 
 SIZE = 1000
 STEPS = 25
+ELEMENTWISE = [name for name in RULES if name != "lamb"]  # LAMB looks at whole layers: its owners have to talk
 
 
 def make(name: str, weight_decay: float = 0.0, size: int = SIZE) -> Optimizer:
@@ -77,7 +78,7 @@ def test_scaling_the_gradient_is_scaling_what_is_read_of_it(name):
     np.testing.assert_array_equal(scaled.store.weights, plain.store.weights)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", ELEMENTWISE)
 @given(st.lists(st.integers(0, 50), max_size=4).map(sorted))
 def test_owned_slices_together_are_the_whole(name, cuts):
     """As ranks that own a share each; some own nothing."""
@@ -138,6 +139,36 @@ def test_adam_stays_finite_at_the_ends_of_float32(name, size):
             optimizer.store.gradients[:] = size
             optimizer.step(slice(0, SIZE), 1e-3)
     assert np.isfinite(optimizer.store.weights).all()
+
+
+def test_lamb_takes_a_step_of_the_size_of_each_layer():
+    store = ParameterStore(Host(), [("W", (3, 4)), ("b", (4,)), ("empty", (2,))])
+    store.weights[:12], store.weights[12:16], store.gradients[:] = 2, 0.5, np.arange(-9, 9) * 7
+    before = store.weights.copy()
+    RULES["lamb"](store).step(slice(0, store.size), 0.01)
+    for parameter in store.parameters.values():
+        moved, size = (np.linalg.norm(a[parameter.span]) for a in (store.weights - before, before))
+        if size:
+            np.testing.assert_allclose(moved, 0.01 * size, rtol=1e-4)
+        else:  # weights of zero give no measure: the plain step
+            np.testing.assert_allclose(np.abs(store.weights[parameter.span]), 0.01, rtol=1e-4)
+
+
+def test_owners_of_lamb_sum_their_norms():
+    """Two owners in turn, the second told what the first found, and the other way round."""
+    whole = make("lamb", 0.1, 50)
+    whole.store.gradients[:] = gradient(0, 50)
+    found = []
+    for owned in (slice(0, 20), slice(20, 50)):
+        owner = make("lamb", 0.1, 50)
+        owner.store.gradients[:] = gradient(0, 50)
+        owner.step(owned, 0.01, 1.0, lambda squares: found.append(squares.copy()))
+    whole.step(slice(0, 50), 0.01)
+    for owned in (slice(0, 20), slice(20, 50)):
+        owner = make("lamb", 0.1, 50)
+        owner.store.gradients[:] = gradient(0, 50)
+        owner.step(owned, 0.01, 1.0, lambda squares: np.copyto(squares, sum(found)))
+        np.testing.assert_allclose(owner.store.weights[owned], whole.store.weights[owned], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -12,6 +12,7 @@ CASES = {
     "unequal rows, a short last batch, clipped": ({"batch_size": 14}, 0.3),
     "fewer rows in a batch than ranks": ({"batch_size": 2}, 0.0),
     "clipped micro-batches with momentum": ({"optimizer": "momentum", "micro_batch": 3, "weight_decay": 0.01}, 0.3),
+    "lamb": ({"optimizer": "lamb", "weight_decay": 0.01}, 0.3),
     "dropout with adamw": ({"optimizer": "adamw", "dropout": 0.3, "weight_decay": 0.1}, 0.0),
 }
 
