@@ -11,6 +11,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import DTypeLike, NDArray
 
+from mpi_parallel.device.host import usable_cores
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
@@ -43,9 +44,9 @@ class SharedWindow:
         self._tickets = self.array((node.size, LINE // 8), np.int64)  # a line each: a rank writes one, others only read
         self._numbers = self.array((node.size, LINE // 8), np.float64)
         self._ticket = 0
-        # Who spins keeps the core that the one he waits for needs, when there are not enough.
         self._meet = node.device.kernels.meet
-        self._spins = SPINS if node.size <= len(os.sched_getaffinity(0)) else 0
+        # Who spins keeps the core that the one he waits for needs, when there are not enough.
+        self._spins = SPINS if node.size <= _cores(node) else 0
         self._touch()
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -97,6 +98,12 @@ class SharedWindow:
 def aligned(nbytes: int) -> int:
     """What an array of so many bytes takes of a window."""
     return -(-nbytes // LINE) * LINE
+
+
+def _cores(node: Communicator) -> int:
+    """How many cores the ranks of the node may use together, bound or not."""
+    sets = node.gather_text(" ".join(map(str, sorted(usable_cores()))))
+    return len({core for cores in sets for core in cores.split()})
 
 
 def _check_room(node: Communicator, nbytes: int) -> None:
