@@ -94,6 +94,7 @@ class OptimizerOptions:
 class ParallelOptions:
     """how the ranks work together"""
 
+    tensor: int = option(1, "cut every layer into so many slices, a rank each", check=at_least(1), name="SLICES")
     merge: str = option(
         "auto", "how the ranks' gradients become one", choices=("auto", "flat", "buckets", "window", "sharded", "exact")
     )

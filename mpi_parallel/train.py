@@ -9,18 +9,16 @@ from mpi_parallel.data_parallel.augmentation import augmentation_of
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows, class_count, evaluation_rows
 from mpi_parallel.data_parallel.memory import budget_of
-from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import open_device
-from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import parse
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.fit import Run, fit
+from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.log import RunFolder
 
 SENTENCE = "Train an image classifier on all ranks: mpirun -n 4 python -m mpi_parallel.train --data FILE.h5"
@@ -33,26 +31,27 @@ def main(world: Communicator, arguments: list[str]) -> int:
     node = world.node()
     threads = settle_threads(config.threads, node)
     device = open_device(config.device.device, node.rank)
-    grid = ProcessGrid(world.on(device))
+    grid = ProcessGrid(world.on(device), 1, config.parallel.tensor)
     comm = grid.data
 
     data = open_image_set(config.data, batch.seed, comm)
     budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
-    training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment, groups=config.groups)
+    peers = grid.model if grid.model.size > 1 else None
+    training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment, peers, config.groups)
     left = budget.less(training.bytes)
     validation, test = (evaluation_rows(s, training.scaler, comm, device, left) for s in (data.validation, data.test))
     classes = class_count(data, training, [validation, test], comm)
 
-    model = MLP(device, (data.features, *config.model.hidden, classes), config.model.dropout, batch.seed)
-    engine = Replica(model, training.rows, Clock(), batch.micro_batch)
+    model = open_model(device, (data.features, *config.model.hidden, classes), grid, config.model.dropout, batch.seed)
+    engine = open_engine(model, training.rows, batch.micro_batch)
     update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
     choice = open_merger(config.parallel.merge, model.store, comm, update, config.groups)
-    optimizer = update(model.store)
+    merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world)
     announce(folder, config, world, grid, device, threads, data, training, model, choice)
-    status = fit(Run(config, comm, engine, choice.merger, optimizer, training, validation, test, folder))
-    choice.merger.close()
+    status = fit(Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, folder))
+    merger.close()
     return status
 
 

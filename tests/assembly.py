@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from mpi_parallel.config import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import Rows, TrainingRows, class_count, evaluation_rows
-from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import Host
-from mpi_parallel.device.clock import Clock
+from mpi_parallel.model_parallel.part import ModelPart
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES, Optimizer
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores
-from mpi_parallel.training.step import train_step
+from mpi_parallel.training.layout import open_engine, open_model, over_grid
+from mpi_parallel.training.step import Engine, train_step
 
 ALONE = Communicator(MPI.COMM_SELF)
 
@@ -41,11 +42,12 @@ class Assembly:
     training: TrainingRows
     validation: Rows | None
     test: Rows | None
-    model: MLP
-    engine: Replica
+    model: MLP | ModelPart
+    engine: Engine
     merger: Merger
     optimizer: Optimizer
     batch_size: int
+    grid: ProcessGrid
 
     def train(self, steps: int, rate: float = 0.01, clip_norm: float = 0.0) -> list[Totals]:
         """Take that many steps from the start of the first epoch."""
@@ -58,12 +60,17 @@ class Assembly:
         return totals
 
     def weights(self) -> NDArray[np.float32]:
-        """All weights, flat."""
+        """All weights that this rank has, flat."""
         return self.model.store.weights.copy()
+
+    def whole(self) -> NDArray[np.float32]:
+        """All weights of the whole network, flat, in an order that does not depend on the layout."""
+        return np.concatenate([array.ravel() for array in self.model.weights()])
 
     def score(self, rows: Rows) -> Score:
         """The exact score of all ranks' rows."""
-        return merge_scores(self.comm, *self.engine.score(rows))
+        mine = self.engine.score(rows)
+        return merge_scores(self.comm, *(mine if self.grid.speaks else (0.0, 0, 0)))
 
 
 def assemble(
@@ -80,16 +87,19 @@ def assemble(
     weight_decay: float = 0.0,
     groups: int | None = None,
     merge: str = "flat",
+    tensor: int = 1,
     **data_options: Any,
 ) -> Assembly:
     """Everything up to the first step."""
-    device = Host()
+    device, everyone = Host(), comm
+    grid = ProcessGrid(comm, 1, tensor)
+    comm = grid.data
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
-    training = TrainingRows(data, shards, seed, comm, device, groups=groups)
+    training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups)
     held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]
     classes = class_count(data, training, held_out, comm)
-    model = MLP(device, (data.features, *hidden, classes), dropout, seed)
-    engine = Replica(model, training.rows, Clock(), micro_batch)
+    model = open_model(device, (data.features, *hidden, classes), grid, dropout, seed)
+    engine = open_engine(model, training.rows, micro_batch)
     update = partial(RULES[optimizer], weight_decay=weight_decay)
-    merger = open_merger(merge, model.store, comm, update, groups).merger
-    return Assembly(comm, training, *held_out, model, engine, merger, update(model.store), batch_size)
+    merger = over_grid(open_merger(merge, model.store, comm, update, groups).merger, grid)
+    return Assembly(everyone, training, *held_out, model, engine, merger, update(model.store), batch_size, grid)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.nn.layers import Ready
-from mpi_parallel.nn.mlp import MLP
+from mpi_parallel.nn.mlp import Network
 from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
 
 LOSS_DIGITS = 2**20  # multiples of its inverse add up exactly in float64, in any order, below 2^33
@@ -17,7 +17,7 @@ LOSS_DIGITS = 2**20  # multiples of its inverse add up exactly in float64, in an
 class Replica:
     """Runs batches of this rank's rows forward and backward."""
 
-    def __init__(self, model: MLP, rows: Rows, clock: Clock, micro_batch: int | None = None) -> None:
+    def __init__(self, model: Network, rows: Rows, clock: Clock, micro_batch: int | None = None) -> None:
         self.model, self.rows, self.clock, self.micro_batch = model, rows, clock, micro_batch
         self.store, self.workspace = model.store, model.workspace
 

@@ -51,3 +51,26 @@ class Workspace:
         if end > self._arena.nbytes:
             return self.xp.empty(shape, dtype), end
         return self._arena[self._used : self._used + nbytes].view(dtype).reshape(shape), end
+
+
+class Ring(Workspace):
+    """Several arenas, numbered from 0, one of them in use: what was cut from the others lives until they are reset."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self._turned: dict[int, tuple[Array, dict[Any, tuple[Array, int]], int]] = {}
+        self._number = 0
+
+    def turn(self, number: int) -> None:
+        """From now on cut from, and reset, this arena."""
+        if number != self._number:
+            self._turned[self._number] = self._arena, self._views, self._used
+            if number not in self._turned:
+                self._turned[number] = self.device.empty_bytes(0), {}, 0
+            self._arena, self._views, self._used = self._turned.pop(number)
+            self._number = number
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all arenas."""
+        return int(self._arena.nbytes + sum(arena.nbytes for arena, _, _ in self._turned.values()))

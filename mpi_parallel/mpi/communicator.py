@@ -33,7 +33,7 @@ class Communicator:
 
     def on_host(self) -> Communicator:
         """The same ranks, for arrays in the host's memory."""
-        return self.on(Host())
+        return self if self.device.kind == "cpu" else self.on(Host())
 
     def node(self) -> Communicator:
         """The ranks that share this rank's node."""
@@ -53,6 +53,14 @@ class Communicator:
             values = self.device.to_host(array)
             for part in messages(values):
                 self.comm.Allreduce(MPI.IN_PLACE, part, MPI.SUM)
+            self.device.refill(array, values)
+
+    def largest(self, array: Array) -> None:
+        """Replace the array by its elementwise maximum over the ranks; what becomes of NaN is undefined."""
+        if self.size > 1:
+            values = self.device.to_host(array)
+            for part in messages(values):
+                self.comm.Allreduce(MPI.IN_PLACE, part, MPI.MAX)
             self.device.refill(array, values)
 
     def begin_sum(self, array: Array) -> PendingSum:

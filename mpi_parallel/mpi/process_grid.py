@@ -11,7 +11,8 @@ AXES = ("data", "pipe", "tensor")
 class ProcessGrid:
     """Ranks in a Cartesian grid.
 
-    `data`, `pipe` and `tensor` hold the ranks that differ from this one along that axis only.
+    `data`, `pipe` and `tensor` hold the ranks that differ from this one along that axis only, `model` those that have
+    the parts of one whole model: one data index, all of pipe x tensor.
     """
 
     def __init__(self, world: Communicator, pipe: int = 1, tensor: int = 1) -> None:
@@ -27,3 +28,9 @@ class ProcessGrid:
         self.data, self.pipe, self.tensor = (
             Communicator(cart.Sub([axis == name for name in AXES]), world.device) for axis in AXES
         )
+        self.model = Communicator(cart.Sub([False, True, True]), world.device)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this is the one rank of its model whose loss counts: of the last stage, the first slice."""
+        return self.pipe.rank == self.pipe.size - 1 and self.tensor.rank == 0

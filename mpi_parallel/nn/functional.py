@@ -20,6 +20,13 @@ def linear(ws: Workspace, x_BI: Array, W_IO: Array, b_O: Array, relu: bool = Fal
     return y_BO
 
 
+def product(ws: Workspace, x_BI: Array, W_IO: Array) -> Array:
+    """x W, (B, O)."""
+    y_BO = ws.empty((x_BI.shape[0], W_IO.shape[1]))
+    ws.xp.matmul(x_BI, W_IO, out=y_BO)
+    return y_BO
+
+
 def linear_input_gradient(ws: Workspace, dy_BO: Array, W_IO: Array) -> Array:
     """dx = dy W^T, (B, I)."""
     dx_BI = ws.empty((dy_BO.shape[0], W_IO.shape[0]))
@@ -37,6 +44,12 @@ def linear_weight_gradient(
         dW_IO += product_IO
     if db_O is not None:
         ws.kernels.column_sums(dy_BO, db_O, add)
+
+
+def relu(ws: Workspace, z: Array) -> Array:
+    """z, in place, becomes max(z, 0)."""
+    ws.xp.maximum(z, 0, out=z)
+    return z
 
 
 def relu_gradient(ws: Workspace, dy: Array, y: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,25 @@ from mpi_parallel.nn.store import CORRECT, LOSS, ParameterStore
 DRAWN = 1 << 20  # random numbers at a time
 
 assert (LOSS, CORRECT) == (0, 1)  # where softmax_cross_entropy adds its sums
+
+
+class Network(Protocol):
+    """What an engine runs: the whole MLP, or one rank's part of it."""
+
+    widths: tuple[int, ...]  # of the whole network
+    store: ParameterStore
+    training: Sequential
+    inference: Sequential
+
+    @property
+    def workspace(self) -> Workspace:
+        """Where its layers put what they compute."""
+
+    def loss_gradient(self, z_BK: Array, t_B: Array, tail: Array) -> Array:
+        """dz of the summed loss; adds the loss and the number correct to tail[0:2]."""
+
+    def weights(self) -> Iterable[NDArray[np.float32]]:
+        """The whole network's, layer by layer; ranks that have parts of it call this together."""
 
 
 class MLP:
@@ -64,6 +84,11 @@ def glorot_uniform(
         to = max(0, start - rows.start)
         W_IO[to : to + len(kept)] = (2 * kept - 1) * limit
     return W_IO
+
+
+def parameter_count(widths: Sequence[int]) -> int:
+    """Weights and biases of a network of these widths."""
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
 
 
 def weights_sha256(weights: Iterable[NDArray[np.float32]]) -> str:

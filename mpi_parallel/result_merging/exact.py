@@ -8,6 +8,8 @@ associative, but nobody ever adds in another order; nothing is rounded or quanti
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mpi_parallel.device import Array
@@ -70,6 +72,18 @@ class Exact(Merger):
         self.trees.clear()
         self.next = self.own.start
         return Totals.of(self.store.device.to_host(self.store.tail))
+
+    def norm(self) -> float:
+        """Of the same terms wherever the parameters are, in a sum that is rounded once (fsum)."""
+        return math.sqrt(math.fsum(self.squares()))
+
+    def squares(self) -> list[float]:
+        """One term a parameter, as rank 0 has it."""
+        mine = np.zeros(len(self.store.parameters), np.float64)
+        if self.comm.rank == 0:
+            mine[:] = [self._squares(parameter.span) for parameter in self.store.parameters.values()]
+        terms: list[float] = self.comm.gather(mine)[0].tolist()
+        return terms
 
 
 def subtrees(groups: range) -> list[Subtree]:

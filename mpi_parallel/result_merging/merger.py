@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from typing import ClassVar
 
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import Parameter, ParameterStore
@@ -23,7 +22,7 @@ class Merger(ABC):
     norm are the same bits on all.
     """
 
-    name: ClassVar[str]  # as --merge has it
+    name: str  # as --merge has it
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Of the store, which is alike on all ranks of `comm`."""
@@ -47,6 +46,10 @@ class Merger(ABC):
         """
         mine = self._squares(slice(0, self.store.size)) if self.comm.rank == 0 else 0.0
         return math.sqrt(self.comm.total(mine))
+
+    def squares(self) -> list[float]:
+        """Terms whose sum is the norm's square, as many as the store has parameters at the most."""
+        return [self.norm() ** 2]
 
     def total(self, sums: NDArray[np.float64]) -> None:
         """Sum numbers, in place, over the ranks that own the other slices; nothing to do for who owns everything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class Totals:
     finite: bool  # whether the step may be taken: all ranks' losses and gradients are finite
 
     @classmethod
-    def of(cls, tail: NDArray[np.float32]) -> Totals:
+    def of(cls, tail: NDArray[np.floating[Any]]) -> Totals:
         """From the tail of the merged gradient (see nn/store.py)."""
         loss, correct, count, stop, bad = tail.tolist()
         return cls(loss, int(correct), int(count), stop > 0, math.isfinite(loss + bad))

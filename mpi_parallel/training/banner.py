@@ -18,7 +18,7 @@ from mpi_parallel.device import Device
 from mpi_parallel.device.host import blas_complaint, fair_threads, set_threads, usable_cores
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
-from mpi_parallel.nn.mlp import MLP
+from mpi_parallel.nn.mlp import Network, parameter_count
 from mpi_parallel.options import to_tables
 from mpi_parallel.result_merging.automatic import Choice
 from mpi_parallel.training.log import RunFolder, logger
@@ -61,7 +61,7 @@ def announce(
     threads: int,
     data: ImageSet,
     training: TrainingRows,
-    model: MLP,
+    model: Network,
     choice: Choice,
 ) -> None:
     """Show the banner and write the start event."""
@@ -74,7 +74,7 @@ def announce(
         "merge": choice.merger.name,
         "merge_seconds": choice.seconds,
         "holding": training.holding,
-        "parameters": model.store.size,
+        "parameters": parameter_count(model.widths),
     }
     folder.event(
         "start", ranks=world.size, grid=grid.shape, hosts=list(dict.fromkeys(hosts)), **facts, **sizes,
@@ -84,6 +84,7 @@ def announce(
     where = ", ".join(f"{count} on {host}" for host, count in list(counts.items())[:8]) + (
         ", …" if len(counts) > 8 else ""
     )
+    layout = " x ".join(f"{name} {size}" for name, size in grid.shape.items())
     for line in (
         f"mpi_parallel {mpi_parallel.__version__}, Python {platform.python_version()}, {library()}",
         f"ranks       {len(hosts)}: {where}; {threads} thread{'s' * (threads > 1)} a rank",
@@ -91,7 +92,8 @@ def announce(
         f"data        {data.path}: {', '.join(f'{len(split):,} {name}' for name, split in held.items())}; "
         f"{data.dtype} {' x '.join(map(str, data.shape))}",
         f"held        {training.holding}, {training.told()}",
-        f"network     {' - '.join(map(str, model.widths))}: {model.store.size:,} parameters",
+        f"network     {' - '.join(map(str, model.widths))}: {facts['parameters']:,} parameters",
+        f"layout      {layout}",
         f"merged by   {choice}",
     ):
         logger.info(line)

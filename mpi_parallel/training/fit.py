@@ -10,7 +10,6 @@ import numpy as np
 
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.loader import Rows, TrainingRows
-from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device.clock import PHASES, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.learning_rate import learning_rate
@@ -20,7 +19,7 @@ from mpi_parallel.result_merging.metrics import Score, merge_scores, score
 from mpi_parallel.training.log import RunFolder, logger
 from mpi_parallel.training.progress import open_progress
 from mpi_parallel.training.signals import StopRequest
-from mpi_parallel.training.step import Merger, train_step
+from mpi_parallel.training.step import Engine, Merger, train_step
 
 FINISHED, DIVERGED, STOPPED = 0, 3, 75  # exit statuses
 
@@ -30,8 +29,9 @@ class Run:
     """Everything that takes part in a run, and how far it has come."""
 
     config: TrainConfig
-    comm: Communicator
-    engine: Replica
+    comm: Communicator  # all ranks
+    speaks: bool  # whether this rank's score counts, which is one rank's of each model
+    engine: Engine
     merger: Merger
     optimizer: Optimizer
     training: TrainingRows
@@ -139,7 +139,10 @@ def _end_epoch(run: Run, patience: Patience) -> str:
 
 def evaluate(run: Run, rows: Rows | None) -> Score | None:
     """The exact score of all ranks' rows of a split; None where there is no such split."""
-    return None if rows is None else merge_scores(run.comm, *run.engine.score(rows))
+    if rows is None:
+        return None
+    mine = run.engine.score(rows)  # the same on all ranks of a model, or known to some of them only
+    return merge_scores(run.comm, *(mine if run.speaks else (0.0, 0, 0)))
 
 
 def _accounts(run: Run) -> tuple[dict[str, float], int]:

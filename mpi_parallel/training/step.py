@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.data_parallel.loader import Batch
+from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.nn.layers import Ready
+from mpi_parallel.nn.mlp import Network
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import STOP, Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
@@ -19,11 +20,19 @@ from mpi_parallel.result_merging.metrics import Totals
 class Engine(Protocol):
     """Runs this rank's part of the model on this rank's part of the data."""
 
+    @property
+    def model(self) -> Network:
+        """What it runs."""
+
     store: ParameterStore
     clock: Clock
 
     def run(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
         """Put the gradient of the batch's rows, their loss and counts into the store; `collect` after each group."""
+
+    def score(self, rows: Rows) -> tuple[float, int, int]:
+        """Summed loss, number correct and number of these rows, without dropout; where the model is split, on the
+        rank that speaks for it (ProcessGrid.speaks)."""
 
 
 class Merger(Protocol):

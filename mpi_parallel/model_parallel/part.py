@@ -1,0 +1,103 @@
+"""This rank's part of the multilayer perceptron: the layers of its pipeline stage, and of each its tensor slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.device import Array, Device
+from mpi_parallel.device.workspace import Ring
+from mpi_parallel.model_parallel.placement import Cut, cuts_of, place
+from mpi_parallel.model_parallel.tensor import ColumnParallelLinear, RowParallelLinear, split_cross_entropy
+from mpi_parallel.mpi.process_grid import ProcessGrid
+from mpi_parallel.nn import functional as F
+from mpi_parallel.nn.layers import Dropout, Layer, Linear, Sequential
+from mpi_parallel.nn.mlp import glorot_uniform
+from mpi_parallel.nn.store import ParameterStore
+
+
+class ModelPart:
+    """As nn.mlp.MLP, for one rank of a grid: each weight of the network is in the store of one rank of `grid.model`.
+
+    Layers keep their numbers, names and first weights, whoever has them.
+    """
+
+    def __init__(
+        self, device: Device, widths: Sequence[int], grid: ProcessGrid, dropout: float = 0.0, seed: int = 0
+    ) -> None:
+        """`widths` are those of the whole network: features, hidden widths, classes.
+
+        Raises InputError where there are more stages than layers or a slice would be empty.
+        """
+        self.widths, self.grid = tuple(widths), grid
+        self.depth = len(widths) - 1
+        self.stages = place(widths, grid.pipe.size)
+        cuts = cuts_of(widths, grid.tensor.size, grid.tensor.rank)
+        self.cuts = [cuts[number] for number in self.stages[grid.pipe.rank]]
+        self.workspace = Ring(device)
+        # The last layer first: backward completes it first.
+        self.store = ParameterStore(device, [shape for cut in reversed(self.cuts) for shape in cut.shapes])
+        linear = [self._layer(cut) for cut in self.cuts]
+        self.training = Sequential(self._with_dropout(linear, dropout))
+        self.inference = Sequential(linear)
+        for cut in self.cuts:
+            start = glorot_uniform(*cut.whole, seed, cut.number, cut.rows, cut.columns)
+            self.store.parameters[f"W{cut.number}"].value[...] = device.to_device(start)
+
+    @property
+    def fan_in(self) -> int:
+        """Width of what comes into this stage: the features, or this rank's slice of what the stage before gives."""
+        first = self.cuts[0]
+        return first.whole[0] if first.number == 0 else len(first.rows)
+
+    def loss_gradient(self, z_BK: Array, t_B: Array, tail: Array) -> Array:
+        """On the last stage: dz of the summed cross-entropy for this rank's classes. Overwrites z.
+
+        Adds the loss of all classes and the number correct to the tail, the same on all tensor ranks.
+        """
+        if self.grid.tensor.size == 1:
+            return F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
+        return split_cross_entropy(self.workspace, z_BK, t_B, tail, self.cuts[-1].columns, self.grid.tensor)
+
+    def weights(self) -> Iterator[NDArray[np.float32]]:
+        """Whole weights in the host's memory, as MLP.weights, on every rank of `grid.model`: all call it together.
+
+        One array after the other, so that no rank has to hold the whole network.
+        """
+        mine = {cut.number: cut for cut in self.cuts}
+        for number in range(self.depth):
+            fan_in, fan_out = self.widths[number : number + 2]
+            whole_IO, whole_O = np.zeros((fan_in, fan_out), np.float32), np.zeros(fan_out, np.float32)
+            if cut := mine.get(number):
+                whole_IO[_slice(cut.rows), _slice(cut.columns)] = self._held(f"W{number}")
+                if cut.bias:
+                    whole_O[_slice(cut.bias)] = self._held(f"b{number}")
+            for whole in (whole_IO, whole_O):  # the bits as integers: 0 + -0.0 would be 0.0
+                self.grid.model.on_host().sum(whole.view(np.int32))
+                yield whole
+
+    def _held(self, name: str) -> NDArray[np.float32]:
+        return self.store.device.to_host(self.store.parameters[name].value)
+
+    def _layer(self, cut: Cut) -> Layer:
+        ws, relu, tensor = self.workspace, cut.number < self.depth - 1, self.grid.tensor
+        if tensor.size == 1:
+            return Linear(ws, self.store, cut.number, relu)
+        if cut.kind == "columns":
+            return ColumnParallelLinear(ws, self.store, cut.number, relu, tensor)
+        return RowParallelLinear(ws, self.store, cut.number, relu, tensor, cut.rows)
+
+    def _with_dropout(self, linear: Sequence[Layer], dropout: float) -> list[Layer]:
+        """A dropout behind each hidden layer, which drops of a slice what it would drop of the whole."""
+        layers: list[Layer] = []
+        for cut, layer in zip(self.cuts, linear, strict=True):
+            layers.append(layer)
+            if dropout and cut.number < self.depth - 1:
+                layers.append(Dropout(self.workspace, dropout, cut.number, cut.columns.start))
+        return layers
+
+
+def _slice(span: range) -> slice:
+    return slice(span.start, span.stop)

@@ -1,0 +1,57 @@
+"""Mergers where the model itself is split: gradients are merged along the data axis, what is told across the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpi_parallel.mpi.process_grid import ProcessGrid
+from mpi_parallel.nn.store import Parameter
+from mpi_parallel.result_merging.merger import Merger
+from mpi_parallel.result_merging.metrics import Totals
+
+
+class Across(Merger):
+    """Any merger on `grid.data`, of this rank's own part of the weights; totals and norm are those of the whole model.
+
+    Only ranks of the last stage know a loss, and any rank may be asked to stop or find its gradient not finite.
+    """
+
+    def __init__(self, merger: Merger, grid: ProcessGrid) -> None:
+        super().__init__(merger.store, merger.comm)
+        self.merger, self.name, self.owned = merger, merger.name, merger.owned
+        self.model, self.speaks = grid.model.on_host(), grid.speaks
+        self._terms = np.zeros(self.model.maximum(len(self.store.parameters)), np.float64)  # most have but one square
+
+    def ready(self, parameters: Sequence[Parameter]) -> None:
+        self.merger.ready(parameters)
+
+    def collect(self) -> None:
+        self.merger.collect()
+
+    def merge(self) -> Totals:
+        """Merge the data axis, then let every rank of the model know of the others."""
+        mine = self.merger.merge()
+        told = (mine.loss, mine.correct, mine.count) if self.speaks else (0.0, 0, 0)
+        sums = np.array([*told, mine.stop, 0.0 if mine.finite else math.nan], np.float64)
+        self.model.sum(sums)
+        return Totals.of(sums)
+
+    def norm(self) -> float:
+        """From the squares of all parts; each weight is in one of them."""
+        return math.sqrt(math.fsum(self.squares()))
+
+    def squares(self) -> list[float]:
+        """Those of all ranks of the model."""
+        mine = self.merger.squares()
+        self._terms[: len(mine)] = mine
+        terms: list[float] = self.model.gather(self._terms).ravel().tolist()
+        return terms
+
+    def publish(self) -> None:
+        self.merger.publish()
+
+    def close(self) -> None:
+        self.merger.close()

@@ -1,0 +1,57 @@
+"""However the model and the data are divided, it is the same training: as that of one rank."""
+
+
+import numpy as np
+import pytest
+
+from mpi_parallel.nn.mlp import weights_sha256
+from tests.assembly import ALONE, assemble, world
+from tests.samples import write_image_set
+from tests.test_equivalence import ADAPTIVE, Case, agree
+
+CASES = {
+    "sgd": Case(),
+    "adamw": Case(rate=ADAPTIVE, settings={"optimizer": "adamw", "weight_decay": 0.1}),
+    "unequal rows and a short last batch": Case(train=61, settings={"batch_size": 14}),
+    "fewer rows in a batch than ranks": Case(train=10, steps=12, settings={"batch_size": 2}),
+    "clipped micro-batches with dropout": Case(clip_norm=0.3, settings={"micro_batch": 3, "dropout": 0.3}),
+    "more shards than rows": Case(train=11, settings={"shards": 64, "batch_size": 4}),
+}
+
+
+def layouts(ranks):
+    """(pipe, tensor) of every grid of so many ranks on which the test's network fits."""
+    return [(1, tensor) for tensor in range(1, 4) if ranks % tensor == 0]
+
+
+def layouts_here():
+    return layouts(world().size)
+
+
+@pytest.fixture
+def path(shared_path):
+    return shared_path / f"set-{world().rank}.h5"
+
+
+def tolerant(totals, others):
+    """As agree; and of nearly equal logits another may be the guess."""
+    agree(totals, others)
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_every_grid_trains_as_one_rank(path, name):
+    case = CASES[name]
+    write_image_set(path, case.train)
+    alone, alone_totals = case.run(path, ALONE)
+    for _pipe, tensor in layouts_here():
+        run = assemble(path, world(), tensor=tensor, **case.settings)
+        np.testing.assert_array_equal(run.whole(), assemble(path, ALONE, **case.settings).whole())
+        totals = run.train(case.steps, case.rate, case.clip_norm)
+        agree(totals, alone_totals)
+        np.testing.assert_allclose(run.whole(), alone.whole(), rtol=0, atol=2e-6)
+        assert all(told == totals for told in run.comm.comm.allgather(totals)), "the ranks were told different totals"
+        digests = run.comm.gather_text(weights_sha256(run.model.weights()))
+        assert len(set(digests)) == 1
+        assert (run.score(run.test).count, run.score(run.test).accuracy) == (20, alone.score(alone.test).accuracy)
+        np.testing.assert_allclose(run.score(run.test).loss, alone.score(alone.test).loss, rtol=2e-6)
