@@ -1,14 +1,15 @@
 """Reading and distributing data: `mpirun -n 2 python -m mpi_parallel.benchmark data --folder /scratch --size 8G`.
 
 A file is generated, read from its start to its end with plain h5py, and then trained on as one that does not fit into
-memory. Streaming can be no faster than the reading, nor than the arithmetic on rows that are in memory, which is
-measured before and after it on a small file. That also shows what resident rows cost.
+memory. Streaming can be no faster than the reading, nor than the arithmetic on rows that are in memory: it takes turns
+with a run on a small file, so that what else goes on at the machine slows both, and shows what resident rows cost.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import Device
 from mpi_parallel.device.clock import PHASES, Clock, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import at_least, bytes_of, memory_size, option, parse
@@ -36,6 +38,7 @@ from mpi_parallel.training.step import train_step
 SENTENCE = "Measure reading and distributing data: resident rows, and streaming of a file that is generated for it."
 SHAPE, CLASSES = (28, 28), 10
 RESIDENT_ROWS = 60_000
+TURNS = 8  # few enough that what is read while the small file has its turn does not count
 SLAB = 8 << 20  # bytes that are written, and read with plain h5py, at a time
 
 
@@ -89,28 +92,35 @@ class _Bench:
         """All figures; `started` are the seconds that it took to get here."""
         row = int(np.prod(SHAPE))
         small = self._generate("small.h5", RESIDENT_ROWS)
-        before = self._train(small, Budget(), epochs=3)
+        began = time.perf_counter()
+        resident = _Training(self.options, small, Budget(), self.comm, self.device)
+        resident.take(1)
+        first = started + time.perf_counter() - began
+        resident.take(200)
         large = self._generate("large.h5", bytes_of(self.options.size) // row)
         plain = self._read_plainly(large)
         asked = DataOptions(
             data=str(large), memory=self.options.memory, window=self.options.window, holding="streaming"
         )
-        streamed = self._train(large, budget_of(asked, self.node, self.device), epochs=1)
+        budget = budget_of(asked, self.node, self.device)
+        with memory_watched() as memory:
+            streamed = _Training(self.options, large, budget, self.comm, self.device)
+            resident.forget()
+            for part in (block(streamed.steps, TURNS, turn) for turn in range(TURNS)):
+                streamed.take(len(part))
+                resident.take(len(part) // 2)
         plain = max(plain, self._read_plainly(large))
-        after = self._train(small, Budget(), epochs=3)
-        compute = (before["samples_per_second"] + after["samples_per_second"]) / 2
-        limit = min(plain, compute * row)
-        return {
+        figures = {"resident": resident.figures(), "streaming": streamed.figures()}
+        rates = {name: told["samples_per_second"] * row for name, told in figures.items()}
+        return figures | {
             "ranks": self.comm.size,
-            "seconds_to_first_step": started + before["seconds_to_first_step"],
-            "resident": before,
-            "resident_again": after,
+            "seconds_to_first_step": first,
             "file_bytes": large.stat().st_size,
+            "peak_bytes": int(self.comm.gather(np.array(memory)).sum()),
             "plain_bytes_per_second": plain,
-            "compute_bytes_per_second": compute * row,
-            "streaming": streamed,
-            "streaming_bytes_per_second": streamed["samples_per_second"] * row,
-            "share_of_the_limit": streamed["samples_per_second"] * row / limit,
+            "compute_bytes_per_second": rates["resident"],
+            "streaming_bytes_per_second": rates["streaming"],
+            "share_of_the_limit": rates["streaming"] / min(plain, rates["resident"]),
         }
 
     def _generate(self, name: str, rows: int) -> Path:
@@ -143,48 +153,57 @@ class _Bench:
                 rate = int(images.size / (time.perf_counter() - began))
         return float(self.comm.maximum(rate))
 
-    def _train(self, path: Path, budget: Budget, epochs: int) -> dict[str, Any]:
-        """Train on the file; the figures of the fastest epoch, and the most memory that the ranks took together."""
-        began = time.perf_counter()
-        data = open_image_set(DataOptions(data=str(path)), 0, self.comm)
-        training = TrainingRows(data, self.options.shards, 0, self.comm, self.device, budget)
-        model = MLP(self.device, (data.features, *self.options.hidden, CLASSES))
-        engine = Replica(model, training.rows, Clock())
-        merger = open_merger(self.options.merge, model.store, self.comm, RULES["adam"]).merger
-        optimizer = RULES["adam"](model.store)
-        first, best = 0.0, {"seconds": float("inf")}
-        with memory_watched() as memory:
-            for epoch in range(epochs):
-                engine.clock.reset()
-                for batch in engine.clock.booked("data", training.epoch(epoch, self.options.batch_size)):
-                    train_step(engine, batch, merger, optimizer, 1e-3)
-                    first = first or time.perf_counter() - began
-                self.device.synchronize()
-                seconds = engine.clock.total()
-                if seconds < best["seconds"]:
-                    best = engine.clock.seconds | {"seconds": seconds}
-        training.rows.close()
-        merger.close()
-        means = self.comm.gather(np.array([*best.values(), max(memory)])).T
-        by_phase = dict(zip(best, means.mean(axis=1).tolist(), strict=False))
-        seconds = by_phase.pop("seconds")
+
+class _Training:
+    """A run on one file, taken some steps at a time."""
+
+    def __init__(self, options: MeasureOptions, path: Path, budget: Budget, comm: Communicator, device: Device) -> None:
+        data = open_image_set(DataOptions(data=str(path)), 0, comm)
+        self.comm, self.device, self.batch_size = comm, device, options.batch_size
+        self.rows = TrainingRows(data, options.shards, 0, comm, device, budget)
+        model = MLP(device, (data.features, *options.hidden, CLASSES))
+        self.engine = Replica(model, self.rows.rows, Clock())
+        self.merger = open_merger(options.merge, model.store, comm, RULES["adam"]).merger
+        self.optimizer = RULES["adam"](model.store)
+        self.steps = self.rows.steps(options.batch_size)
+        self.batches = (batch for epoch in count() for batch in self.rows.epoch(epoch, options.batch_size))
+        self.forget()
+
+    def forget(self) -> None:
+        """Count from here."""
+        self.samples, self.seconds = 0, dict.fromkeys(PHASES, 0.0)
+
+    def take(self, steps: int) -> None:
+        """Train on, and add to the counts."""
+        clock = self.engine.clock
+        clock.reset()
+        for batch in clock.booked("data", islice(self.batches, steps)):
+            self.samples += train_step(self.engine, batch, self.merger, self.optimizer, 1e-3).count
+        self.device.synchronize()
+        clock.total()
+        self.seconds = {phase: seconds + clock.seconds[phase] for phase, seconds in self.seconds.items()}
+
+    def figures(self) -> dict[str, Any]:
+        """The mean of the ranks; it ends the run."""
+        self.rows.rows.close()
+        self.merger.close()
+        means = self.comm.gather(np.array(list(self.seconds.values()))).mean(axis=0).tolist()
         return {
-            "rows": len(data.train),
-            "seconds": seconds,
-            "holding": training.holding,
-            "seconds_to_first_step": first,
-            "samples_per_second": len(data.train) / seconds,
-            "seconds_by_phase": by_phase,
-            "data_share": by_phase["data"] / seconds,
-            "peak_bytes": int(means[-1].sum()),
+            "holding": self.rows.holding,
+            "samples": self.samples,
+            "samples_per_second": self.samples / sum(means),
+            "seconds_by_phase": dict(zip(PHASES, means, strict=True)),
+            "data_share": means[PHASES.index("data")] / sum(means),
         }
 
 
 def _show(figures: dict[str, Any]) -> None:
-    resident, streaming, mega = figures["resident"], figures["streaming"], 1e-6
+    mega = 1e-6
     print(f"{figures['ranks']} ranks, {library()}, {figures['device']}")
-    for name, part in (("resident", resident), ("again", figures["resident_again"]), ("streaming", streaming)):
-        phases = "  ".join(f"{phase} {part['seconds_by_phase'][phase] / part['seconds']:.1%}" for phase in PHASES)
+    for name in ("resident", "streaming"):
+        part = figures[name]
+        whole = sum(part["seconds_by_phase"].values())
+        phases = "  ".join(f"{phase} {seconds / whole:.1%}" for phase, seconds in part["seconds_by_phase"].items())
         print(f"{name:<10} {part['samples_per_second']:12,.0f} samples/s   {phases}")
     print(f"first step {figures['seconds_to_first_step']:12.2f} s after the start of the process, with resident rows")
     print(f"reading    {figures['plain_bytes_per_second'] * mega:12,.0f} MB/s by one process with plain h5py")
@@ -193,6 +212,4 @@ def _show(figures: dict[str, Any]) -> None:
         f"streaming  {figures['streaming_bytes_per_second'] * mega:12,.0f} MB/s, "
         f"{figures['share_of_the_limit']:.0%} of the lower of these"
     )
-    print(
-        f"memory     {streaming['peak_bytes'] * mega:12,.0f} MB at most of all ranks together (proportional set size)"
-    )
+    print(f"memory     {figures['peak_bytes'] * mega:12,.0f} MB at most of all ranks together (proportional set size)")
