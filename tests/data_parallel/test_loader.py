@@ -9,6 +9,7 @@ from mpi4py import MPI
 
 from mpi_parallel.data_parallel.dataset import Split
 from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
+from mpi_parallel.data_parallel.order import local_order, row_keys
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Host
 from mpi_parallel.device.workspace import Workspace
@@ -64,6 +65,14 @@ class TestEpoch:
         for (rows_here, keys_here), (rows_there, keys_there) in zip(together, alone, strict=True):
             here = sorted(zip(rows_here.tolist(), keys_here.tolist(), strict=True))
             assert here == sorted(zip(rows_there.tolist(), keys_there.tolist(), strict=True))
+
+    @pytest.mark.parallel([1, 2, 3, 4])
+    def test_keys_name_each_row_by_its_position_in_the_epoch(self, path, rows, shards, batch_size):
+        run, epoch = assemble(numbered(path, rows), world(), shards=shards, batch_size=batch_size, seed=5), 3
+        used = [np.concatenate(parts) for parts in zip(*steps_of(run, epoch), strict=True)]
+        in_order = local_order(range(shards), rows, shards, 5, epoch)  # of one rank, whose rows are those of the file
+        expected = dict(zip(in_order.tolist(), row_keys(np.arange(rows), 5, epoch).tolist(), strict=True))
+        assert dict(zip(*(part.tolist() for part in used), strict=True)) == expected
 
     @pytest.mark.parallel([1, 2, 3, 4])
     def test_only_the_last_step_is_short(self, path, rows, shards, batch_size):

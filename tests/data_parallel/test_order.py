@@ -115,6 +115,13 @@ class TestEpoch:
             for other in orders[:number]:
                 assert (order == other).sum() < 12  # one on average
 
+    @given(total=st.integers(1, 400), of=SHARDS, seed=WORDS, epoch=st.integers(0, 10**6))
+    def test_each_shard_is_in_its_own_order(self, total, of, seed, epoch):
+        order = whole_order(total, of, 1, seed, epoch)
+        for shard in range(of):
+            rows = block(total, of, shard)
+            assert np.array_equal(order[shard::of] - rows.start, shard_order(len(rows), shard, seed, epoch))
+
     def test_epochs_are_uncorrelated(self):
         orders = np.stack([shard_order(1000, 0, 0, epoch) for epoch in range(20)])
         off_diagonal = np.corrcoef(orders)[~np.eye(20, dtype=bool)]
