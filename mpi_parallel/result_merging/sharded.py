@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import ParameterStore
@@ -32,6 +33,10 @@ class Sharded(Merger):
     def norm(self) -> float:
         """From the squares of all slices."""
         return math.sqrt(self.comm.total(self._squares(self.owned)))
+
+    def total(self, sums: NDArray[np.float64]) -> None:
+        """Over all ranks, also when one owns the whole of a tiny store."""
+        self.comm.on_host().sum(sums)
 
     def publish(self) -> None:
         """Every rank gets the slices that the others have updated."""

@@ -76,7 +76,7 @@ def train(merger, optimizer, comm, steps: int, clip: bool = False) -> list:
         backward(merger, comm, step)
         totals = merger.merge()
         norm = merger.norm() if clip else 1.0
-        optimizer.step(merger.owned, 0.01, 1 / totals.count / norm)
+        optimizer.step(merger.owned, 0.01, 1 / totals.count / norm, merger.total)
         merger.publish()
         told.append((totals, norm))
     return told
@@ -99,7 +99,7 @@ def test_ranks_that_round_differently_clip_alike(kind, monkeypatch):
 @ALL
 @KIND
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize("rule", ["sgd", "adam", "lamb"])
 def test_weights_are_those_of_the_sum_in_float64(kind, clip, rule):
     comm, steps = world(), 5
     store = make_store()
@@ -219,12 +219,13 @@ def no_library():
     raise OSError("not built")
 
 
-@pytest.mark.parallel([1, 2, 3, 5])
+@pytest.mark.parallel([1, 2, 3, 4])
+@pytest.mark.parametrize("rule", ["momentum", "lamb"])
 @KIND
-def test_a_store_with_fewer_weights_than_lines_or_ranks(kind):
+def test_a_store_with_fewer_weights_than_lines_or_ranks(kind, rule):
     comm, store = world(), make_store([("w", (2,)), ("b", (1,))])
     merger = KINDS[kind](store, comm)
-    train(merger, RULES["momentum"](store), comm, 3)
+    train(merger, RULES[rule](store), comm, 3)
     rows = comm.gather(store.weights)
     assert all(np.array_equal(row, rows[0]) for row in rows)
     assert not np.array_equal(store.weights, make_store([("w", (2,)), ("b", (1,))]).weights)
