@@ -104,6 +104,16 @@ def test_a_folder_that_cannot_be_made_is_refused_on_all_ranks(make, shared_path)
             make(out)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parallel([1, 2, 3])
+def test_a_folder_that_may_not_be_written_is_refused(make, shared_path):
+    shared_path.chmod(0o555)
+    with pytest.raises(InputError, match=r"--out .*run: .*Permission denied"):
+        make(shared_path / "run")
+    world().gather_text("")
+    shared_path.chmod(0o755)
+
+
 @pytest.mark.parallel([1, 2])
 def test_a_disk_that_is_full_from_the_start(make, shared_path):
     (shared_path / "run").mkdir(exist_ok=True)
