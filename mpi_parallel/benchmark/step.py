@@ -20,6 +20,8 @@ from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import at_least, option, parse
 from mpi_parallel.result_merging.automatic import open_merger
+from mpi_parallel.result_merging.buckets import Buckets
+from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.registry import MERGERS
 from mpi_parallel.training.banner import library
 from mpi_parallel.training.step import train_step
@@ -95,12 +97,24 @@ def measure_step(options: NetworkOptions, merge: str, device: Device, comm: Comm
         "ranks": comm.size,
         "merge": choice.merger.name,
         "merge_seconds": choice.seconds,
+        "buckets": _travels(choice.merger),
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
         "seconds_by_phase": phases,
         "step_gflops": products / seconds / 1e9,
         "matmul_gflops": measure_matmul(device, comm),
     }
+
+
+def _travels(merger: Merger) -> list[dict[str, float]]:
+    """When the buckets of the last step travelled, in seconds after its backward: before 0 beside the arithmetic."""
+    if not isinstance(merger, Buckets):
+        return []
+    zero = merger.rest.begun
+    return [
+        {"weights": b.span.stop - b.span.start, "begun": b.begun - zero, "ended": b.ended - zero}
+        for b in (*merger.buckets, merger.rest)
+    ]
 
 
 def measure_matmul(device: Device, comm: Communicator, n: int = 1024) -> float:
@@ -116,5 +130,8 @@ def _show(figures: dict[str, Any]) -> None:
     print(f"{figures['ranks']} ranks, {library()}, {figures['device']}, merged by {figures['merge']}")
     print(f"step       {1e6 * figures['step_seconds']:10.1f} us   {figures['samples_per_second']:,.0f} samples/s")
     print(f"of these   {phases} us")
+    for bucket in figures["buckets"]:
+        begun, ended = 1e6 * bucket["begun"], 1e6 * bucket["ended"]
+        print(f"bucket     {bucket['weights']:10,} weights from {begun:8.0f} to {ended:8.0f} us after backward")
     rate, plain = figures["step_gflops"], figures["matmul_gflops"]
     print(f"products   {rate:10.1f} GFLOP/s, {rate / plain:.0%} of the {plain:.0f} of a large one")

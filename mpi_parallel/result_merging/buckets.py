@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 from mpi_parallel.mpi.communicator import Communicator, PendingSum
@@ -49,7 +50,7 @@ class Buckets(Merger):
     name = "buckets"
 
     def __init__(self, store: ParameterStore, comm: Communicator, nbytes: int = BUCKET) -> None:
-        """A bucket has at least `nbytes`, the last one but one perhaps less."""
+        """A bucket has at least `nbytes`, unless that is more than everything."""
         super().__init__(store, comm)
         *first, last = spans(list(store.parameters.values()), nbytes)
         self.buckets = [Bucket(span) for span in first]
@@ -78,10 +79,10 @@ class Buckets(Merger):
 
 
 def spans(parameters: Sequence[Parameter], nbytes: int) -> list[slice]:
-    """Consecutive parameters together until they have `nbytes`; the last slice has what is left."""
-    result, start = [], 0
-    for parameter in parameters[:-1]:
-        if 4 * (parameter.span.stop - start) >= nbytes:
-            result.append(slice(start, parameter.span.stop))
-            start = parameter.span.stop
-    return [*result, slice(start, parameters[-1].span.stop)]
+    """Consecutive parameters together until they have `nbytes`; what is left at the end goes with the last ones."""
+    ends = [0]
+    for parameter in parameters:
+        if 4 * (parameter.span.stop - ends[-1]) >= nbytes:
+            ends.append(parameter.span.stop)
+    ends[max(1, len(ends) - 1) :] = [parameters[-1].span.stop]
+    return [slice(start, stop) for start, stop in pairwise(ends)]

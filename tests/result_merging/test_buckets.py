@@ -22,7 +22,8 @@ def test_buckets_are_whole_parameters_in_order_and_the_last_takes_the_rest():
         cut = spans(parameters, nbytes)
         assert cut[0].start == 0
         assert all(one.stop == following.start for one, following in pairwise(cut))
-        assert all(4 * (span.stop - span.start) >= nbytes for span in cut[:-1])
+        assert cut[-1].stop == parameters[-1].span.stop
+        assert all(4 * (span.stop - span.start) >= nbytes for span in cut)
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
