@@ -56,29 +56,35 @@ class Split:
         with open_file(self.path) as file:
             if images is None:
                 images = self.empty(len(part))
-            labels = np.empty(len(part), np.int32)
+            labels, source = np.empty(len(part), np.int32), self.datasets(file)
             # Listed rows are read piece by piece together with what lies between them, of which little is to be held.
             step = len(part) if self.rows is None else LISTED_ROWS
             for start in range(0, len(part), step or 1):
                 piece, where = part[start : start + step], slice(start, start + step)
                 if self.rows is None:
-                    self.load(file, piece, images[where], labels[where])
+                    self.load(source, piece, images[where], labels[where])
                     continue
                 around, theirs = self.empty(self.span(piece)), np.empty(self.span(piece), np.int32)
-                at = self.load(file, piece, around, theirs)
+                at = self.load(source, piece, around, theirs)
                 np.take(around, at, axis=0, out=images[where])
                 np.take(theirs, at, out=labels[where])
         return images, labels
 
-    def load(self, file: h5py.File, part: range, images: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.int64]:
+    def datasets(self, file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:
+        """Its images and labels in the open file."""
+        return file[self.images], file[self.labels]
+
+    def load(
+        self, source: tuple[h5py.Dataset, h5py.Dataset], part: range, images: NDArray[Any], labels: NDArray[np.int32]
+    ) -> NDArray[np.int64]:
         """Read the rows of the file from the part's first to its last into images (span, features) and labels (span,).
 
         Returns which of them are the part's (n,). Raises InputError on bad values of these.
         """
         first = self.row(part.start)
-        rows, source = slice(first, first + len(images)), file[self.images]
-        source.read_direct(images.reshape(len(images), *self.shape), rows)
-        given = _native(file[self.labels][rows])
+        rows = slice(first, first + len(images))
+        source[0].read_direct(images.reshape(len(images), *self.shape), rows)
+        given = _native(source[1][rows])
         at = np.arange(len(part)) if self.rows is None else self.rows[part.start : part.stop] - first
         self._check(images, given[at], part, at)
         labels[:] = given.astype(np.int32)

@@ -57,12 +57,12 @@ class Buffers:
         """Memory of them all."""
         return self.images.nbytes + self.labels.nbytes
 
-    def load(self, split: Split, file: Any, buffer: int, window: Window) -> Loaded:
+    def load(self, split: Split, source: Any, buffer: int, window: Window) -> Loaded:
         """Read a window into a buffer. Raises InputError for bad values."""
         start, slots = buffer * self.capacity, []
         for part in window.parts:
             span = slice(start, start + split.span(part))
-            slots.append(start + split.load(file, part, self.images[span], self.labels[span]))
+            slots.append(start + split.load(source, part, self.images[span], self.labels[span]))
             start = span.stop
         return Loaded(buffer, np.concatenate(slots)[window.order()])
 
@@ -164,13 +164,14 @@ class Reader:
     def _read(self, split: Split, schedule: Schedule, epochs: range, buffers: Buffers) -> None:
         try:
             with open_file(split.path) as file:
+                source = split.datasets(file)
                 for epoch in epochs:
                     # The windows of all lanes by the place at which they are needed: nothing is waited for in vain.
                     for window in merge(*schedule(epoch), key=lambda window: (window.first, window.lane)):
                         buffer = self.free.get()
                         if self.closed.is_set():
                             return
-                        self.ready[window.lane].put(buffers.load(split, file, buffer, window))
+                        self.ready[window.lane].put(buffers.load(split, source, buffer, window))
         except BaseException as error:  # whoever waits for a window must hear of it
             for queue in self.ready:
                 queue.put(error)
