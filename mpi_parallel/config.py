@@ -95,6 +95,15 @@ class ParallelOptions:
     """how the ranks work together"""
 
     tensor: int = option(1, "cut every layer into so many slices, a rank each", check=at_least(1), name="SLICES")
+    pipe: int = option(
+        1, "put the layers on so many stages, a rank each; the ranks that are left divide the data", check=at_least(1),
+        name="STAGES",
+    )  # fmt: skip
+    pipe_schedule: str = option(
+        "1f1b",
+        "order of the micro-batches in a pipeline: gpipe takes all forward first, 1f1b holds fewer activations",
+        choices=("gpipe", "1f1b"),
+    )
     merge: str = option(
         "auto", "how the ranks' gradients become one", choices=("auto", "flat", "buckets", "window", "sharded", "exact")
     )

@@ -31,7 +31,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     node = world.node()
     threads = settle_threads(config.threads, node)
     device = open_device(config.device.device, node.rank)
-    grid = ProcessGrid(world.on(device), 1, config.parallel.tensor)
+    grid = ProcessGrid(world.on(device), config.parallel.pipe, config.parallel.tensor)
     comm = grid.data
 
     data = open_image_set(config.data, batch.seed, comm)
@@ -43,7 +43,9 @@ def main(world: Communicator, arguments: list[str]) -> int:
     classes = class_count(data, training, [validation, test], comm)
 
     model = open_model(device, (data.features, *config.model.hidden, classes), grid, config.model.dropout, batch.seed)
-    engine = open_engine(model, training.rows, batch.micro_batch)
+    engine = open_engine(
+        model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None
+    )
     update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
     choice = open_merger(config.parallel.merge, model.store, comm, update, config.groups)
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)

@@ -88,18 +88,20 @@ def assemble(
     groups: int | None = None,
     merge: str = "flat",
     tensor: int = 1,
+    pipe: int = 1,
+    schedule: str = "1f1b",
     **data_options: Any,
 ) -> Assembly:
     """Everything up to the first step."""
     device, everyone = Host(), comm
-    grid = ProcessGrid(comm, 1, tensor)
+    grid = ProcessGrid(comm, pipe, tensor)
     comm = grid.data
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
     training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups)
     held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]
     classes = class_count(data, training, held_out, comm)
     model = open_model(device, (data.features, *hidden, classes), grid, dropout, seed)
-    engine = open_engine(model, training.rows, micro_batch)
+    engine = open_engine(model, training.rows, micro_batch, schedule, groups is not None)
     update = partial(RULES[optimizer], weight_decay=weight_decay)
     merger = over_grid(open_merger(merge, model.store, comm, update, groups).merger, grid)
     return Assembly(everyone, training, *held_out, model, engine, merger, update(model.store), batch_size, grid)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
 from mpi_parallel.device.clock import Clock
+from mpi_parallel.nn.functional import round_finite
 from mpi_parallel.nn.layers import Ready
 from mpi_parallel.nn.mlp import Network
 from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
-
-LOSS_DIGITS = 2**20  # multiples of its inverse add up exactly in float64, in any order, below 2^33
 
 
 class Replica:
@@ -62,11 +60,6 @@ class Replica:
         logits, backward = self.model.training.forward(x, part.keys)
         backward(self.model.loss_gradient(logits, t, self.store.tail), on_ready)
         self.store.accumulating = True
-
-
-def round_finite(loss: float) -> float:
-    """A loss to the nearest multiple of 1 / LOSS_DIGITS; what is not finite stays so."""
-    return round(loss * LOSS_DIGITS) / LOSS_DIGITS if math.isfinite(loss) else loss
 
 
 def _nobody(parameters: object) -> None:

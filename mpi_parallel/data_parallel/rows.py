@@ -51,6 +51,13 @@ class Rows:
             self._standardise(ws, images, chosen, x[where], None if keys is None else keys[where])
         return x, t
 
+    def labels_of(self, ws: Workspace, index: Array) -> Array:
+        """The labels that `gather` would give, without looking at the images."""
+        t = ws.empty((len(index),), np.int32)
+        for where, _, labels, chosen in self.pieces(index):
+            ws.xp.take(labels, chosen, out=t[where], **self._unchecked)
+        return t
+
     def pieces(self, index: Array) -> Iterator[Piece]:
         """Where the rows of `index` are, as many at a time as are at hand."""
         yield slice(None), self.images, self.labels, index

@@ -7,9 +7,13 @@ and C-contiguous; results go to fresh arrays of the workspace unless an operatio
 
 from __future__ import annotations
 
+import math
+
 from mpi_parallel.device import Array
 from mpi_parallel.device.hashing import combine_int
 from mpi_parallel.device.workspace import Workspace
+
+LOSS_DIGITS = 2**20  # multiples of its inverse add up exactly in float64, in any order, below 2^33
 
 
 def linear(ws: Workspace, x_BI: Array, W_IO: Array, b_O: Array, relu: bool = False) -> Array:
@@ -72,3 +76,8 @@ def softmax_cross_entropy(ws: Workspace, z_BK: Array, t_B: Array, tail: Array) -
     """z, in place, becomes dz = softmax(z) - onehot(t); adds the summed loss and the number correct to tail[0:2]."""
     ws.kernels.cross_entropy(z_BK, t_B, tail)
     return z_BK
+
+
+def round_finite(loss: float) -> float:
+    """A loss to the nearest multiple of 1 / LOSS_DIGITS; what is not finite stays so."""
+    return round(loss * LOSS_DIGITS) / LOSS_DIGITS if math.isfinite(loss) else loss

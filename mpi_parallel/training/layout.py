@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpi_parallel.data_parallel.loader import Rows
+from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Rows
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import Device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.model_parallel.part import ModelPart
+from mpi_parallel.model_parallel.pipeline import PipelineStage
+from mpi_parallel.model_parallel.schedules import SCHEDULES
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.result_merging.across import Across
@@ -23,9 +25,13 @@ def open_model(device: Device, widths: Sequence[int], grid: ProcessGrid, dropout
     return ModelPart(device, widths, grid, dropout, seed)
 
 
-def open_engine(model: MLP | ModelPart, rows: Rows, micro_batch: int | None) -> Engine:
-    """Who runs batches of these rows through the model."""
-    return Replica(model, rows, Clock(), micro_batch)
+def open_engine(
+    model: MLP | ModelPart, rows: Rows, micro_batch: int | None, schedule: str = "1f1b", grouped: bool = False
+) -> Engine:
+    """Who runs batches of these rows through the model; `grouped` when the rows of a batch are summed in groups."""
+    if isinstance(model, MLP) or model.grid.pipe.size == 1:
+        return Replica(model, rows, Clock(), micro_batch)
+    return PipelineStage(model, rows, Clock(), SCHEDULES[schedule], micro_batch, grouped, EVALUATION_ROWS)
 
 
 def over_grid(merger: Merger, grid: ProcessGrid) -> Merger:

@@ -1,9 +1,11 @@
 """However the model and the data are divided, it is the same training: as that of one rank."""
 
+from itertools import product
 
 import numpy as np
 import pytest
 
+from mpi_parallel.model_parallel.schedules import SCHEDULES
 from mpi_parallel.nn.mlp import weights_sha256
 from tests.assembly import ALONE, assemble, world
 from tests.samples import write_image_set
@@ -21,21 +23,12 @@ CASES = {
 
 def layouts(ranks):
     """(pipe, tensor) of every grid of so many ranks on which the test's network fits."""
-    return [(1, tensor) for tensor in range(1, 4) if ranks % tensor == 0]
-
-
-def layouts_here():
-    return layouts(world().size)
+    return [(pipe, tensor) for pipe, tensor in product(range(1, 4), repeat=2) if ranks % (pipe * tensor) == 0]
 
 
 @pytest.fixture
 def path(shared_path):
     return shared_path / f"set-{world().rank}.h5"
-
-
-def tolerant(totals, others):
-    """As agree; and of nearly equal logits another may be the guess."""
-    agree(totals, others)
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
@@ -44,8 +37,8 @@ def test_every_grid_trains_as_one_rank(path, name):
     case = CASES[name]
     write_image_set(path, case.train)
     alone, alone_totals = case.run(path, ALONE)
-    for _pipe, tensor in layouts_here():
-        run = assemble(path, world(), tensor=tensor, **case.settings)
+    for (pipe, tensor), schedule in product(layouts(world().size), SCHEDULES):
+        run = assemble(path, world(), pipe=pipe, tensor=tensor, schedule=schedule, **case.settings)
         np.testing.assert_array_equal(run.whole(), assemble(path, ALONE, **case.settings).whole())
         totals = run.train(case.steps, case.rate, case.clip_norm)
         agree(totals, alone_totals)

@@ -1,0 +1,223 @@
+"""The pipeline engine: this rank's layers, fed by the stage before, feeding the stage behind.
+
+A micro-batch comes in (images from the rows on the first stage, else the activations that the stage before sends), goes
+forward, and waits as a closure until its gradient comes back. What it needs lies in an arena of its own, which the
+next but some micro-batch takes over; so memory grows with the micro-batches that are held, not with those of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from mpi_parallel.device import Array
+from mpi_parallel.device.clock import Clock
+from mpi_parallel.device.workspace import Workspace
+from mpi_parallel.model_parallel.part import ModelPart
+from mpi_parallel.model_parallel.schedules import Action, Forward, Schedule, most_held
+from mpi_parallel.mpi.link import Expected, Link
+from mpi_parallel.nn.functional import round_finite
+from mpi_parallel.nn.layers import Ready
+from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
+
+PER_STAGE = 4  # micro-batches a stage, unless told: little time is idle, and products are not too small yet
+BACKWARD, INPUT = -1, -2  # arenas: of what lives no longer than one backward; of inputs, from here downwards
+
+
+class Batch(Protocol):
+    """Rows of this step, alike on all stages (data_parallel.loader.Batch)."""
+
+    index: Array
+    keys: Array
+
+    def groups(self) -> Iterator[Any]: ...
+
+    def parts(self, size: int | None) -> Iterator[Any]: ...
+
+
+class Rows(Protocol):
+    """Where images and labels are (data_parallel.rows.Rows)."""
+
+    def __len__(self) -> int: ...
+
+    def rewind(self, epoch: int = 0) -> None: ...
+
+    def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]: ...
+
+    def labels_of(self, ws: Workspace, index: Array) -> Array: ...
+
+
+@dataclass
+class MicroBatch:
+    """Rows that go through the pipeline together, and what this stage holds of them between forward and backward."""
+
+    rows: Batch
+    first: bool = True  # of its group
+    group_rows: int | None = None  # of the last of a group: the rows of the whole group
+    input: Expected | None = None
+    gradient: Callable[[], Array] | None = None  # of the output: of the loss, or what the stage behind sends
+    backward: Callable[[Array, Ready], Array] | None = None
+
+
+@dataclass
+class Plan:
+    """What this stage does in a step of so many micro-batches, and how many of them it holds at a time."""
+
+    actions: Sequence[Action]
+    held: int
+
+
+class PipelineStage:
+    """Runs batches of these rows through a part of the model, together with the other stages."""
+
+    def __init__(
+        self,
+        model: ModelPart,
+        rows: Rows,
+        clock: Clock,
+        schedule: Schedule,
+        micro_batch: int | None,
+        grouped: bool,
+        scored: int,
+    ) -> None:
+        """`micro_batch` rows go through together; where it is None, whole groups in a `grouped` run, else a share.
+
+        `scored` rows go through together when they are evaluated.
+        """
+        self.model, self.rows, self.clock, self.schedule = model, rows, clock, schedule
+        self.micro_batch, self.grouped, self.scored = micro_batch, grouped, scored
+        self.store, self.workspace = model.store, model.workspace
+        pipe = model.grid.pipe
+        self.before = Link(pipe, pipe.rank - 1) if pipe.rank > 0 else None
+        self.behind = Link(pipe, pipe.rank + 1) if pipe.rank < pipe.size - 1 else None
+        self.pipe = pipe
+        self._plans: dict[int, Plan] = {}
+
+    def run(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
+        """Put the gradient (summed over the batch's rows) of this stage's weights into the store, group by group.
+
+        Loss and number correct come into the tail of the last stage, the counts into that of all. `on_ready` and
+        `collect` are called as by data_parallel.replica.
+        """
+        queue = list(self._micro_batches(batch))
+        plan = self._plan(len(queue))
+        self._expect(queue, 0, plan.held)
+        for action in plan.actions:
+            if isinstance(action, Forward):
+                self._forward(queue, action.number, plan.held)
+            else:
+                self._backward(queue[action.number], on_ready, collect)
+        self._settle()
+        self.clock.enter("other")
+
+    def score(self, rows: Rows) -> tuple[float, int, int]:
+        """Summed loss, number correct and number of these rows, without dropout; on the last stage, else no sums."""
+        loss, correct = 0.0, 0
+        rows.rewind()
+        starts = range(0, len(rows), self.scored)
+        lengths = [min(self.scored, len(rows) - start) for start in starts]
+        inputs = [self._input_of(length, 0) for length in lengths[:1]]
+        for number, start in enumerate(starts):
+            expected = inputs[number]
+            inputs += [self._input_of(length, (number + 1) % 2) for length in lengths[number + 1 : number + 2]]
+            self._turn(0)
+            index = self.workspace.xp.arange(start, start + lengths[number])
+            x = rows.gather(self.workspace, index)[0] if expected is None else expected.wait()
+            y, _ = self.model.inference.forward(x)
+            if self.behind is not None:
+                self.behind.send(y)
+                continue
+            self.store.tail.fill(0)
+            self.model.loss_gradient(y, rows.labels_of(self.workspace, index), self.store.tail)
+            sums = self.store.device.to_host(self.store.tail)
+            loss += round_finite(float(sums[LOSS]))
+            correct += int(sums[CORRECT])
+        self._settle()
+        return loss, correct, len(rows)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+        for group in batch.groups():
+            parts = list(group.parts(self._size(batch)))
+            for part in parts:
+                yield MicroBatch(part, part is parts[0], len(group.index) if part is parts[-1] else None)
+
+    def _size(self, batch: Batch) -> int | None:
+        """Rows of a micro-batch; None: all of a group."""
+        if self.micro_batch is not None or self.grouped:
+            return self.micro_batch
+        return -(-len(batch.index) // (PER_STAGE * self.pipe.size)) or None
+
+    def _plan(self, count: int) -> Plan:
+        if count not in self._plans:
+            actions = list(self.schedule(self.pipe.size, self.pipe.rank, count))
+            self._plans[count] = Plan(actions, most_held(actions))
+        return self._plans[count]
+
+    def _expect(self, queue: Sequence[MicroBatch], number: int, held: int) -> None:
+        """Be ready for the input of this micro-batch, if there is one; `held` others may still need theirs."""
+        if number < len(queue):
+            queue[number].input = self._input_of(len(queue[number].rows.index), number % (held + 1))
+
+    def _input_of(self, rows: int, place: int) -> Expected | None:
+        """What so many rows will come in as, in memory that is free; the first stage waits for none."""
+        if self.before is None:
+            return None
+        self._turn(INPUT - place)
+        return self.before.expect(self.workspace.empty((rows, self.model.fan_in)))
+
+    def _turn(self, arena: int) -> None:
+        """From now on cut from this arena, whose contents are not needed any more."""
+        self.workspace.turn(arena)
+        self.workspace.reset()
+
+    def _forward(self, queue: Sequence[MicroBatch], number: int, held: int) -> None:
+        this, ws = queue[number], self.workspace
+        self._turn(number % held)
+        if this.input is None:
+            self.clock.enter("data")
+            x, _ = self.rows.gather(ws, this.rows.index, this.rows.keys)
+        else:
+            self.clock.enter("merge")
+            x = this.input.wait()
+        self.clock.enter("compute")
+        y, this.backward = self.model.training.forward(x, this.rows.keys)
+        if self.behind is None:
+            self.clock.enter("data")
+            t = self.rows.labels_of(ws, this.rows.index)
+            this.gradient = partial(self.model.loss_gradient, y, t, self.store.tail)
+        else:
+            self.clock.enter("merge")
+            this.gradient = self.behind.expect(ws.empty(y.shape)).wait
+            self.behind.send(y)
+        self._expect(queue, number + 1, held)
+
+    def _backward(self, this: MicroBatch, on_ready: Ready, collect: Callable[[], None]) -> None:
+        assert this.gradient is not None
+        assert this.backward is not None
+        if this.first:
+            self.store.zero_grad()
+        self._turn(BACKWARD)
+        self.clock.enter("compute" if self.behind is None else "merge")
+        dy = this.gradient()
+        self.clock.enter("compute")
+        dx = this.backward(dy, _nobody if this.group_rows is None else on_ready)
+        self.store.accumulating = True
+        this.gradient = this.backward = None  # its arena is free
+        if self.before is not None:
+            self.clock.enter("merge")
+            self.before.send(dx)
+        if this.group_rows is not None:
+            self.store.flag_bad()
+            self.store.tail[COUNT] += this.group_rows
+            collect()
+
+    def _settle(self) -> None:
+        for link in (self.before, self.behind):
+            if link is not None:
+                link.settle()
+
+
+def _nobody(parameters: object) -> None:
+    """Gradients of a micro-batch that is not the last are not complete."""
