@@ -84,9 +84,8 @@ def _merge(
 
 
 def _together(
-    count: int, mean: Values, squares: Values, more: int, more_mean: Values, more_squares: Values
+    n_a: int, mean_a: Values, squares_a: Values, n_b: int, mean_b: Values, squares_b: Values
 ) -> tuple[Values, Values]:
-    """The moments of `count` rows and `more` rows."""
-    delta = more_mean - mean
-    whole = count + more
-    return mean + delta * (more / whole), squares + (more_squares + delta * delta * (count * more / whole))
+    """Mean and sum of squared deviations of two sets of rows taken together."""
+    delta, n = mean_b - mean_a, n_a + n_b
+    return mean_a + delta * (n_b / n), squares_a + squares_b + delta * delta * (n_a * n_b / n)
