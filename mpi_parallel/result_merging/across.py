@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.nn.store import Parameter
@@ -22,7 +23,10 @@ class Across(Merger):
     def __init__(self, merger: Merger, grid: ProcessGrid) -> None:
         super().__init__(merger.store, merger.comm)
         self.merger, self.name, self.owned = merger, merger.name, merger.owned
-        self.model, self.speaks = grid.model.on_host(), grid.speaks
+        self.model, self.speaks, self.tensor = grid.model.on_host(), grid.speaks, grid.tensor.on_host()
+        # Tensor ranks have slices of the same parameters, but not all of them have all biases.
+        self._rows = [2 * int(name[1:]) + (name[0] == "b") for name in self.store.parameters]
+        self._all_rows = 1 + self.tensor.maximum(max(self._rows))
         self._terms = np.zeros(self.model.maximum(len(self.store.parameters)), np.float64)  # most have but one square
 
     def ready(self, parameters: Sequence[Parameter]) -> None:
@@ -49,6 +53,14 @@ class Across(Merger):
         self._terms[: len(mine)] = mine
         terms: list[float] = self.model.gather(self._terms).ravel().tolist()
         return terms
+
+    def total(self, sums: NDArray[np.float64]) -> None:
+        """Sum numbers of this rank's parameters (P, M), in place, over the owners of all slices of each parameter."""
+        self.merger.total(sums)
+        table = np.zeros((self._all_rows, *sums.shape[1:]), np.float64)
+        table[self._rows] = sums
+        self.tensor.sum(table)
+        sums[...] = table[self._rows]
 
     def publish(self) -> None:
         self.merger.publish()
