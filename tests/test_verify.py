@@ -11,25 +11,47 @@ from mpi_parallel.options import InputError
 
 def test_ranks_agree_to_the_bit_and_the_table_shows_it():
     done = subprocess.run(
-        [sys.executable, "-m", "mpi_parallel.verify", "--ranks", "1,3", "--steps", "15", "--options",
+        [sys.executable, "-m", "mpi_parallel.verify", "--ranks", "1,2", "--steps", "15", "--options",
          "--optimizer adamw --dropout 0.2 --clip-norm 0.5 --batch-size 250"],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == ["1", "3"]
-    assert len({line.split()[3] for line in lines[1:3]}) == 1
-    assert lines[-1] == "the same weights, bit for bit"
+    assert [line[7:27].strip() for line in lines[1:5]] == ["1 x 1 x 1", "2 x 1 x 1", "1 x 2 x 1", "1 x 1 x 2"]
+    assert len({line.split()[-1] for line in lines[1:4]}) == 1
+    assert lines[-2] == "the same weights, bit for bit for each of 2 ways to cut layers"
+    assert lines[-1].startswith("with cut layers the losses agree: ")
 
 
 def test_weights_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
-    def run(options, ranks, data, out):
-        return {"test_loss": 1.0, "test_accuracy": 0.5, "weights_sha256": f"{min(ranks, 2)}" * 64}
+    def run(options, grid, data, out):
+        return {"test_loss": 1.0, "test_accuracy": 0.5, "weights_sha256": f"{min(grid[0], 2)}" * 64}
 
     monkeypatch.setattr(verify, "_run", run)
-    assert verify.main(["--ranks", "1,2,3"]) == 1
+    assert verify.main(["--ranks", "1,2,3", "--layouts", "data"]) == 1
     assert capsys.readouterr().out.endswith("THE WEIGHTS DIFFER\n")
-    assert verify.main(["--ranks", "2,3"]) == 0
+    assert verify.main(["--ranks", "2,3", "--layouts", "data"]) == 0
+
+
+def test_a_loss_that_differs_where_layers_are_cut_is_told_and_fails(monkeypatch, capsys):
+    def run(options, grid, data, out):
+        return {"test_loss": 1.0 + 1e-4 * (grid[2] - 1), "test_accuracy": 0.5, "weights_sha256": f"{grid[2]}" * 64}
+
+    monkeypatch.setattr(verify, "_run", run)
+    assert verify.main(["--ranks", "1,2"]) == 1
+    assert capsys.readouterr().out.endswith("with cut layers the losses DIFFER: 1.0e-04 apart, 1e-05 allowed\n")
+
+
+def test_every_factorisation_is_run():
+    assert verify.grids_of(4, "data") == [(4, 1, 1)]
+    for ranks in (1, 2, 3, 4, 6, 8):
+        grids = verify.grids_of(ranks, "all")
+        assert len(set(grids)) == len(grids) == sum(len(factors(n)) for n in factors(ranks))
+        assert {d * p * t for d, p, t in grids} == {ranks}
+
+
+def factors(n):
+    return [k for k in range(1, n + 1) if n % k == 0]
 
 
 @pytest.mark.parametrize("ranks", ["", "0", "1,x", "2,-1"])
