@@ -1,4 +1,4 @@
-"""The one thing that setup.cfg cannot say: the compiled kernels. Without a C compiler the package installs all the same."""
+"""The one thing that setup.cfg cannot say: the compiled kernels. Without a C compiler the package installs, too."""
 
 from setuptools import Extension, setup
 
@@ -6,7 +6,7 @@ kernels = Extension(
     "mpi_parallel.device._kernels",
     sources=["mpi_parallel/device/kernels/openmp.c"],
     depends=["mpi_parallel/device/kernels/maths.h"],
-    # No contraction: the same bits whichever instruction set runs. Nobody reads errno or traps floating-point exceptions.
+    # No contraction: the same bits whichever instruction set runs. Nobody reads errno or traps exceptions.
     extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
     extra_link_args=["-fopenmp"],
     optional=True,

@@ -86,8 +86,8 @@ class AdamW(Adam):
 class LAMB(Adam):
     """Adam's direction plus weight decay, scaled in each layer to the size of its weights (You et al. 2020).
 
-    r = m_hat / (sqrt(v_hat) + epsilon) + decay w, then w -= alpha |w| / |r| r, of each parameter by itself; the ratio is
-    1 where one of the norms is 0.
+    r = m_hat / (sqrt(v_hat) + epsilon) + decay w, then w -= alpha |w| / |r| r, of each parameter by itself; the ratio
+    is 1 where one of the norms is 0.
     """
 
     epsilon = 1e-6
