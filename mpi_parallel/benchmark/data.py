@@ -108,7 +108,7 @@ class _Bench:
             resident.forget()
             for part in (block(streamed.steps, TURNS, turn) for turn in range(TURNS)):
                 streamed.take(len(part))
-                resident.take(len(part) // 2)
+                resident.take(max(1, len(part) // 2))
         plain = max(plain, self._read_plainly(large))
         figures = {"resident": resident.figures(), "streaming": streamed.figures()}
         rates = {name: told["samples_per_second"] * row for name, told in figures.items()}
