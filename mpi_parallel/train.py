@@ -51,8 +51,9 @@ def main(world: Communicator, arguments: list[str]) -> int:
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world)
-    announce(folder, config, world, grid, device, threads, data, training, model, choice)
-    status = fit(Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, folder))
+    run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, folder)
+    announce(run, grid, threads, data, choice)
+    status = fit(run)
     merger.close()
     return status
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import h5py
 import mpi4py
@@ -11,17 +13,17 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_parallel
-from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
-from mpi_parallel.data_parallel.loader import TrainingRows
-from mpi_parallel.device import Device
 from mpi_parallel.device.host import blas_complaint, fair_threads, set_threads, usable_cores
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
-from mpi_parallel.nn.mlp import Network, parameter_count
+from mpi_parallel.nn.mlp import parameter_count
 from mpi_parallel.options import to_tables
 from mpi_parallel.result_merging.automatic import Choice
-from mpi_parallel.training.log import RunFolder, logger
+from mpi_parallel.training.log import logger
+
+if TYPE_CHECKING:
+    from mpi_parallel.training.fit import Run
 
 
 def versions() -> dict[str, str]:
@@ -47,25 +49,18 @@ def settle_threads(asked: int | None, node: Communicator) -> int:
     """Give BLAS and OpenMP the threads that were asked for, or this rank's fair share of the node's cores; how many."""
     mine = usable_cores()
     on_node = node.gather_text(",".join(map(str, mine)))
-    count = asked or fair_threads(mine, [frozenset(map(int, cores.split(","))) for cores in on_node])
+    fair = fair_threads(mine, [frozenset(map(int, cores.split(","))) for cores in on_node])
+    # Slurm may show each of a node's ranks a node of its own, with all of its cores.
+    count = asked or min(fair, int(os.environ.get("SLURM_CPUS_PER_TASK") or fair))
     set_threads(count)
     return count
 
 
-def announce(
-    folder: RunFolder,
-    config: TrainConfig,
-    world: Communicator,
-    grid: ProcessGrid,
-    device: Device,
-    threads: int,
-    data: ImageSet,
-    training: TrainingRows,
-    model: Network,
-    choice: Choice,
-) -> None:
+def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: Choice) -> None:
     """Show the banner and write the start event."""
-    hosts = world.gather_text(platform.node())
+    config, training, device = run.config, run.training, run.engine.store.device
+    widths = run.engine.model.widths
+    hosts = run.comm.gather_text(platform.node())
     held = {name: split for name in SPLITS if (split := getattr(data, name)) is not None}
     sizes = {f"{name}_samples": len(split) for name, split in held.items()}
     facts = {
@@ -74,10 +69,12 @@ def announce(
         "merge": choice.merger.name,
         "merge_seconds": choice.seconds,
         "holding": training.holding,
-        "parameters": parameter_count(model.widths),
+        "parameters": parameter_count(widths),
+        "groups": config.groups,  # with what follows, what the bits of a reproducible run depend on
+        "arithmetic": device.describe(),
     }
-    folder.event(
-        "start", ranks=world.size, grid=grid.shape, hosts=list(dict.fromkeys(hosts)), **facts, **sizes,
+    run.folder.event(
+        "start", ranks=run.comm.size, grid=grid.shape, hosts=list(dict.fromkeys(hosts)), **facts, **sizes,
         threads=threads, config=to_tables(config), versions=versions(),
     )  # fmt: skip
     counts = Counter(hosts)
@@ -92,7 +89,7 @@ def announce(
         f"data        {data.path}: {', '.join(f'{len(split):,} {name}' for name, split in held.items())}; "
         f"{data.dtype} {' x '.join(map(str, data.shape))}",
         f"held        {training.holding}, {training.told()}",
-        f"network     {' - '.join(map(str, model.widths))}: {facts['parameters']:,} parameters",
+        f"network     {' - '.join(map(str, widths))}: {facts['parameters']:,} parameters",
         f"layout      {layout}",
         f"merged by   {choice}",
     ):
