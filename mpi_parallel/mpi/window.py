@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mpi_parallel.device.host import usable_cores
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
+OF_MPI = 1 << 16  # bytes that MPI may want for itself beside a window
 PAGE = 4096
 LINE = 64  # bytes of a cache line
 SHARED_MEMORY = Path("/dev/shm")  # where both MPIs put windows on Linux
@@ -30,11 +32,14 @@ class SharedWindow:
     All ranks make the same calls in the same order. What another rank writes may be read after both have met.
     """
 
-    def __init__(self, node: Communicator, nbytes: int) -> None:
-        """Room for arrays of `nbytes` together. Raises InputError where the node has not that much shared memory."""
+    def __init__(self, node: Communicator, nbytes: int, comm: Communicator | None = None) -> None:
+        """Room for arrays of `nbytes` together.
+
+        Raises InputError where the node has not that much shared memory, on all ranks of `comm` where any node has not.
+        """
         self.rank, self.size, self._node = node.rank, node.size, node
         nbytes += PAGE + 2 * LINE * node.size
-        _check_room(node, nbytes)
+        _check_room(nbytes, comm or node)
         self._window = MPI.Win.Allocate_shared(nbytes if node.rank == 0 else 0, 1, comm=node.comm)
         self._window.Lock_all(MPI.MODE_NOCHECK)  # MPI's word for: from now on plain loads and stores
         memory: Any = self._window.Shared_query(0)[0]
@@ -106,15 +111,23 @@ def _cores(node: Communicator) -> int:
     return len({core for cores in sets for core in cores.split()})
 
 
-def _check_room(node: Communicator, nbytes: int) -> None:
+def _check_room(nbytes: int, comm: Communicator) -> None:
     """Containers often have 64 MB of shared memory, and who writes beyond dies of a bus error without a word."""
-    left = 2**62
-    if node.rank == 0 and SHARED_MEMORY.is_dir():
-        found = os.statvfs(SHARED_MEMORY)
-        left = found.f_bavail * found.f_frsize
-    left = -node.maximum(-left)
-    if nbytes > left:
-        raise InputError(
-            f"a shared window of {nbytes:,} bytes does not fit into the {left:,} that {SHARED_MEMORY} has left on "
-            f"{MPI.Get_processor_name()}: enlarge it (docker run --shm-size), or choose --merge flat"
+    complaint = ""
+    if nbytes > (left := _room() - OF_MPI):
+        complaint = (
+            f"a shared window of {nbytes:,} bytes does not fit into the {max(0, left):,} left for it in {SHARED_MEMORY} "
+            f"on {MPI.Get_processor_name()}: enlarge it (docker run --shm-size, ulimit -f), or choose --merge flat"
         )
+    if complaints := [text for text in comm.gather_text(complaint) if text]:
+        raise InputError(complaints[0])
+
+
+def _room() -> int:
+    """The bytes that this process may still put into shared memory, which is made of files."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = limit if limit != resource.RLIM_INFINITY else 2**62
+    if SHARED_MEMORY.is_dir():
+        found = os.statvfs(SHARED_MEMORY)
+        room = min(room, found.f_bavail * found.f_frsize)
+    return room

@@ -53,7 +53,7 @@ class Window(Merger):
 
         length = aligned(4 * (store.size + TAIL)) // 4
         room = (self.node.size * length + length) * 4 + self.nodes * LINE * 4
-        self.window = SharedWindow(self.node, room)
+        self.window = SharedWindow(self.node, room, comm)
         self._slots = self.window.array((self.node.size, length), np.float32)
         self._of_nodes = self.window.array((self.nodes, LINE), np.float32)[:, :TAIL]
         self._terms = self._slots[:, : store.size]  # the gradients of the ranks

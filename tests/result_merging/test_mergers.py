@@ -272,16 +272,20 @@ def test_the_window_refuses_what_is_not_the_hosts():
         Window(ParameterStore(device, SHAPES), world().on(device))
 
 
-@pytest.mark.parallel([1, 2])
-def test_the_window_refuses_a_node_with_too_little_shared_memory(monkeypatch):
+@pytest.mark.parallel([1, 2, 3])
+def test_the_window_is_refused_on_all_ranks_where_one_node_has_too_little_shared_memory(monkeypatch):
     class Full:
-        f_bavail, f_frsize = 1, 4096
+        f_bavail, f_frsize = 17, 4096
 
-    monkeypatch.setattr("mpi_parallel.mpi.window.os.statvfs", lambda path: Full())
-    with pytest.raises(InputError, match="4,096 that /dev/shm has left"):
-        Window(make_store(), world())
-    choice = open_merger("auto", make_store(), world(), RULES["adam"])
+    comm = world()
+    if comm.rank == comm.size - 1:
+        monkeypatch.setattr("mpi_parallel.mpi.window.os.statvfs", lambda path: Full())
+    for kind in ("window", "nodes of two"):
+        with pytest.raises(InputError, match="the 4,096 left for it in /dev/shm"):
+            KINDS[kind](make_store(), comm)
+    choice = open_merger("auto", make_store(), comm, RULES["adam"])
     assert "window" not in choice.seconds
+    choice.merger.close()
 
 
 @ALL
