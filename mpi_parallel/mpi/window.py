@@ -116,7 +116,7 @@ def _check_room(nbytes: int, comm: Communicator) -> None:
     complaint = ""
     if nbytes > (left := _room() - OF_MPI):
         complaint = (
-            f"a shared window of {nbytes:,} bytes does not fit into the {max(0, left):,} left for it in {SHARED_MEMORY} "
+            f"a shared window of {nbytes:,} bytes is more than the {max(0, left):,} left for it in {SHARED_MEMORY} "
             f"on {MPI.Get_processor_name()}: enlarge it (docker run --shm-size, ulimit -f), or choose --merge flat"
         )
     if complaints := [text for text in comm.gather_text(complaint) if text]:
