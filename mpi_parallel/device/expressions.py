@@ -47,6 +47,10 @@ class Expressions:
         else:
             self.xp.sum(a_BO, axis=0, out=sums_O)
 
+    def add_product(self, a_BI: Array, b_BO: Array, c_IO: Array) -> None:
+        """c += a^T b; the rows of each are contiguous."""
+        c_IO += self.xp.matmul(a_BI.T, b_BO)
+
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:
         """y = x times 0 with probability `rate`, else 1 / (1 - rate) (inverted dropout, Srivastava et al. 2014).
 

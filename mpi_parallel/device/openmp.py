@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mpi_parallel.device.blas import find_add_product
 from mpi_parallel.device.expressions import Expressions, bias_corrections, threshold
 from mpi_parallel.device.interface import Array
 
@@ -45,6 +46,7 @@ class OpenMP:
         self.name = f"OpenMP kernels ({self.library.instruction_set().decode()})"
         self._gathers: dict[Any, Callable[..., None]] = {d: getattr(self.library, n) for d, n in GATHERS.items()}
         self._plain = Expressions(np)
+        self.add_product = find_add_product() or self._plain.add_product
         self._rows = np.empty((2, 0), np.float32)  # scratch of cross_entropy: loss and hit of each row
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:

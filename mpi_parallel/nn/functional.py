@@ -42,10 +42,10 @@ def linear_weight_gradient(
     ws: Workspace, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool
 ) -> None:
     """dW = x^T dy and db = sum of dy over the rows, or added to what is there; no db where the bias is elsewhere."""
-    product_IO = ws.empty(dW_IO.shape) if add else dW_IO
-    ws.xp.matmul(x_BI.T, dy_BO, out=product_IO)
     if add:
-        dW_IO += product_IO
+        ws.kernels.add_product(x_BI, dy_BO, dW_IO)
+    else:
+        ws.xp.matmul(x_BI.T, dy_BO, out=dW_IO)
     if db_O is not None:
         ws.kernels.column_sums(dy_BO, db_O, add)
 

@@ -57,6 +57,27 @@ def test_column_sums(rows, width, seed, add):
     np.testing.assert_allclose(*both("column_sums", a, sums, add, out=1), rtol=1e-4, atol=1e-4)
 
 
+@given(ROWS, WIDTH, WIDTH, SEED)
+def test_a_product_is_added_also_that_of_some_columns(rows, inputs, outputs, seed):
+    a, b, c = normal(rows, inputs + 3, seed=seed), normal(rows, outputs, seed=seed + 1), normal(inputs, outputs)
+    expected = c + a[:, 2:-1].T.astype(float) @ b
+    for kernels in (COMPILED, PLAIN):
+        added = c.copy()
+        kernels.add_product(a[:, 2:-1], b, added)
+        np.testing.assert_allclose(added, expected, rtol=1e-4, atol=1e-4)
+
+
+@given(ROWS, WIDTH, SEED, st.sampled_from([0.0, 0.3, 0.999]), st.sampled_from([0, 5, 40]))
+def test_dropout_of_a_slice_draws_what_the_whole_draws(rows, width, seed, rate, first):
+    x, keys = normal(rows, width, seed=seed), np.random.default_rng(seed).integers(0, 2**32, rows, np.uint32)
+    cut = min(first, width - 1)
+    for kernels in (COMPILED, PLAIN):
+        whole, part = np.empty_like(x), np.empty((rows, width - cut), np.float32)
+        kernels.dropout(x, keys, 12345, rate, whole)
+        kernels.dropout(np.ascontiguousarray(x[:, cut:]), keys, 12345, rate, part, cut)
+        np.testing.assert_array_equal(part, whole[:, cut:])
+
+
 @given(ROWS, WIDTH, SEED, st.sampled_from([0.0, 0.3, 0.999]))
 def test_dropout_draws_the_same_bits(rows, width, seed, rate):
     x, keys = normal(rows, width, seed=seed), np.random.default_rng(seed).integers(0, 2**32, rows, np.uint32)
