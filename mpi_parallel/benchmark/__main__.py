@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mpi_parallel.benchmark import data, merge, peers, step
+from mpi_parallel.benchmark import data, merge, peers, scaling, step
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError
@@ -14,6 +14,7 @@ VERBS: dict[str, Callable[[Communicator, list[str]], int]] = {
     "merge": merge.main,
     "data": data.main,
     "peers": peers.main,
+    "scaling": scaling.main,
 }
 
 
