@@ -28,15 +28,19 @@ def permute(places: Integers, n: int, key: int | Keys) -> Integers:
     """The image of each place under a permutation of range(n) chosen by the key (uint32, one or one for each place).
 
     A Feistel network permutes the smallest 4^h >= n; images beyond n are permuted again until they fall inside (cycle
-    walking, Black and Rogaway 2002). Needs no array of n.
+    walking, Black and Rogaway 2002). Needs no array of n. Places and keys broadcast.
     """
     half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
-    keys = np.broadcast_to(np.asarray(key, np.uint32), places.shape)
-    image = _feistel(places.astype(np.uint32), keys, half)
-    outside = np.flatnonzero(image >= n)
-    while outside.size:
-        image[outside] = _feistel(image[outside], keys[outside], half)
-        outside = outside[image[outside] >= n]
+    numbers = np.arange(1, ROUNDS + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    keys = np.atleast_1d(np.asarray(key, np.uint32))
+    rounds = [mix(keys ^ number) for number in numbers]  # mixed here, where there may be one for many places
+    image = _feistel(places.astype(np.uint32), rounds, half)
+    outside = np.nonzero(image >= n)
+    while outside[0].size:
+        theirs = [np.broadcast_to(one, image.shape)[outside] for one in rounds]
+        image[outside] = _feistel(image[outside], theirs, half)
+        beyond = image[outside] >= n
+        outside = tuple(axis[beyond] for axis in outside)
     return image.astype(np.int64)
 
 
@@ -63,8 +67,7 @@ def local_order(
     for length in set(lengths.tolist()):  # two at most: all shards of a length are permuted together
         same = np.flatnonzero(lengths == length)
         held = np.arange(places.start, max(places.start, min(places.stop, length)))
-        images = permute(np.repeat(held, len(same)), length, np.tile(keys[same], len(held)))
-        rows[: len(held), same] = images.reshape(len(held), len(same)) + starts[same]
+        rows[: len(held), same] = permute(held[:, None], length, keys[same]) + starts[same]
     return rows[_inside(_grid(shards, of, places), total, span)]
 
 
@@ -109,10 +112,10 @@ def _inside(positions: Integers, total: int, span: range | None) -> NDArray[np.b
     return (positions >= first) & (positions < last)
 
 
-def _feistel(words: Keys, keys: Keys, half: int) -> Keys:
-    """Permute words below 4^half: in each round one half is changed by a hash of the other."""
+def _feistel(words: Keys, rounds: Sequence[Keys], half: int) -> Keys:
+    """Permute words below 4^half: in each round one half is changed by a hash of the other and the round's key."""
     mask = np.uint32((1 << half) - 1)
     left, right = words >> np.uint32(half), words & mask
-    for number in range(ROUNDS):
-        left, right = right, left ^ (mix(mix(right ^ np.uint32(number << 16)) ^ keys) & mask)
+    for key in rounds:
+        left, right = right, left ^ (mix(right ^ key) & mask)
     return left << np.uint32(half) | right
