@@ -100,18 +100,17 @@ class LAMB(Adam):
         self.steps += 1
         w, r = self.store.weights, self.r
         m, v = (array[owned] for array in self.state.values())
-        # Adam's step of size 1 up from zero is its direction.
-        r[owned] = 0
+        # Adam's step of size 1, upwards from the decay.
+        self.store.device.xp.multiply(w[owned], self.weight_decay, out=r[owned])
         constants = (self.beta1, self.beta2, self.epsilon)
         self.kernels.adam(r[owned], m, v, self.store.terms[:, owned], scale, -1.0, *constants, self.steps, 0.0, 0.0)
-        if self.weight_decay:
-            r[owned] += self.weight_decay * w[owned]
         parts = [_overlap(parameter.span, owned) for parameter in self.store.parameters.values()]
         squares = np.array([[float(self.store.device.xp.dot(a[part], a[part])) for a in (w, r)] for part in parts])
         if total is not None:
             total(squares)
         for part, (of_w, of_r) in zip(parts, np.sqrt(squares), strict=True):
-            w[part] -= alpha * float(of_w / of_r if of_w and of_r else 1.0) * r[part]
+            r[part] *= alpha * float(of_w / of_r if of_w and of_r else 1.0)
+            w[part] -= r[part]
 
 
 def _overlap(span: slice, owned: slice) -> slice:
