@@ -6,7 +6,7 @@ The layouts take turns, a round each, so that what else goes on in the machine m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -67,7 +67,8 @@ class Layout:
     name: str
     engine: Engine
     step: Callable[[], Any]
-    seconds: list[float]
+    seconds: list[float] = field(default_factory=list)
+    phases: list[list[float]] = field(default_factory=list)  # this rank's, by round
 
 
 def main(world: Communicator, arguments: list[str]) -> int:
@@ -81,8 +82,10 @@ def main(world: Communicator, arguments: list[str]) -> int:
     layouts = [_layout(name, *kind, options, device, world.on(device)) for name, kind in kinds.items()]
     for number in range(options.rounds + 1):
         for layout in layouts:
-            taken = _turn(layout, options.steps, world)
-            layout.seconds += [taken] * (number > 0)  # the first turn warms up
+            _turn(layout, options.steps, world)
+            if number == 0:  # the first turn warms up
+                layout.seconds.clear()
+                layout.phases.clear()
     figures = _figures(layouts, options, world) | {"device": device.describe(), "threads": threads}
     if world.rank == 0:
         _show(figures)
@@ -105,25 +108,25 @@ def _layout(
     rule = RULES[options.optimizer]
     merger = over_grid(open_merger("auto", model.store, grid.data, rule).merger, grid)
     step = partial(train_step, engine, batch, merger, rule(model.store), 1e-3)
-    return Layout(f"{name}, merged by {merger.name}" if name == "data" else name, engine, step, [])
+    return Layout(f"{name}, merged by {merger.name}" if name == "data" else name, engine, step)
 
 
-def _turn(layout: Layout, steps: int, world: Communicator) -> float:
-    """Seconds of one step."""
+def _turn(layout: Layout, steps: int, world: Communicator) -> None:
+    """Take some steps, and note the seconds of one."""
     world.meet()
     layout.engine.clock.reset()
     began = perf_counter()
     for _ in range(steps):
         layout.step()
     world.meet()
-    return (perf_counter() - began) / steps
+    layout.seconds.append((perf_counter() - began) / steps)
+    layout.phases.append([layout.engine.clock.seconds[phase] / steps for phase in PHASES])
 
 
 def _figures(layouts: list[Layout], options: ScalingOptions, world: Communicator) -> dict[str, Any]:
     first, table = layouts[0], {}
     for layout in layouts:
-        clock = layout.engine.clock
-        phases = world.gather(np.array([clock.seconds[phase] for phase in PHASES]) / options.steps)
+        phases = world.gather(np.median(np.array(layout.phases), axis=0))
         ratios = [one / other for one, other in zip(first.seconds, layout.seconds, strict=True)]
         table[layout.name] = {
             "samples_per_second": options.batch_size / median(layout.seconds),
