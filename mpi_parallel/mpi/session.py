@@ -26,6 +26,7 @@ INTERRUPTED = 130  # the shell's status for a program ended by SIGINT
 # Where launchers say how many processes they started, the one nearest to the process first.
 LAUNCHED_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 PATIENCE = 0.5  # seconds that a failing rank waits to see whether all the others fail too
+FORWARDING = 0.2  # seconds for the launcher to pass the message on: MPICH's sometimes drops what it has not, on an abort
 
 
 def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
@@ -71,6 +72,7 @@ def _leave(farewell: MPI.Intracomm, message: str, status: int) -> int:
         logger.error("rank %d on %s: %s", farewell.rank, MPI.Get_processor_name(), message)
         logging.shutdown()
         sys.stderr.flush()
+        time.sleep(FORWARDING)
     finally:  # whatever becomes of the message, the others must not wait for ever
         MPI.COMM_WORLD.Abort(status)
 
