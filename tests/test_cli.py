@@ -26,7 +26,7 @@ from tests.samples import write_image_set
 
 MPICH = "MPICH" in MPI.Get_library_version()
 TRAIN = ("-m", "mpi_parallel.train")
-ENDLESS = ("--epochs", "1000000", "--progress", "none")
+ENDLESS = ("--epochs", "1000000", "--progress", "none", "--merge", "flat")
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +131,13 @@ class TestFinishedRun:
         assert re.fullmatch("[0-9a-f]{64}", end["weights_sha256"])
 
     def test_its_configuration_reproduces_it(self, finished, tmp_path):
-        """On the same number of ranks, to the bit; flags win over the file."""
-        _, out = finished
-        again = launch(2, *TRAIN, "--config", out / "config.toml", "--out", tmp_path / "again", "--progress", "none")
+        """On the same number of ranks, with the merger that auto chose, to the bit; flags win over the file."""
+        first = events_of(finished[1])
+        merge = ("--merge", first[0]["merge"])
+        file, out = finished[1] / "config.toml", tmp_path / "again"
+        again = launch(2, *TRAIN, "--config", file, "--out", out, "--progress", "none", *merge)
         assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-        first, second = events_of(out), events_of(tmp_path / "again")
+        second = events_of(out)
         assert second[-1]["weights_sha256"] == first[-1]["weights_sha256"]
         assert second[-1]["test_loss"] == first[-1]["test_loss"]
 
