@@ -26,7 +26,7 @@ INTERRUPTED = 130  # the shell's status for a program ended by SIGINT
 # Where launchers say how many processes they started, the one nearest to the process first.
 LAUNCHED_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 PATIENCE = 0.5  # seconds that a failing rank waits to see whether all the others fail too
-FORWARDING = 0.2  # seconds for the launcher to pass the message on: MPICH's sometimes drops what it has not, on an abort
+FORWARDING = 0.2  # seconds for the launcher to pass a message on: MPICH's now and then drops on an abort what it has not
 
 
 def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
@@ -94,7 +94,7 @@ def _all_arrive(farewell: MPI.Intracomm) -> bool:
     arrival, deadline = farewell.Ibarrier(), time.monotonic() + PATIENCE
     while not arrival.Test():
         if time.monotonic() > deadline:
-            time.sleep(0.05 * min(farewell.rank, 20))  # if several fail, the lowest speaks before the others are ended
+            time.sleep(2 * FORWARDING * min(farewell.rank, 6))  # if several fail, the lowest speaks and ends the others
             return False
         time.sleep(0.005)
     return True

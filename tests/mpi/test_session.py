@@ -66,6 +66,20 @@ def test_one_rank_fails_while_the_others_wait_for_it(failing):
     assert ", in main\n" in ended.stderr
 
 
+def test_some_ranks_fail_while_another_waits_for_them():
+    ended = end_of(
+        """
+        if at(0, 1):
+            raise RuntimeError("the disk is gone")
+        wait_for_the_others()
+        """,
+        ranks=3,
+    )
+    assert ended.returncode not in (0, 2)
+    assert f"rank 0 on {HOST}: Traceback" in ended.stderr
+    assert ended.stderr.count("RuntimeError: the disk is gone") == 1
+
+
 def test_a_rank_fails_when_the_others_have_ended():
     ended = end_of("""
         if at(1):
