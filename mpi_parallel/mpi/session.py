@@ -26,7 +26,7 @@ INTERRUPTED = 130  # the shell's status for a program ended by SIGINT
 # Where launchers say how many processes they started, the one nearest to the process first.
 LAUNCHED_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 PATIENCE = 0.5  # seconds that a failing rank waits to see whether all the others fail too
-FORWARDING = 0.2  # seconds for the launcher to pass a message on: MPICH's now and then drops on an abort what it has not
+FORWARDING = 0.2  # seconds for the launcher to pass a message on: on an abort MPICH's now and then drops the last
 
 
 def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
