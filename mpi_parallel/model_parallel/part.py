@@ -17,6 +17,8 @@ from mpi_parallel.nn.layers import Dropout, Layer, Linear, Sequential
 from mpi_parallel.nn.mlp import glorot_uniform
 from mpi_parallel.nn.store import ParameterStore
 
+PIECE = 1 << 20  # weights that are put together at a time
+
 
 class ModelPart:
     """As nn.mlp.MLP, for one rank of a grid: each weight of the network is in the store of one rank of `grid.model`.
@@ -36,7 +38,7 @@ class ModelPart:
         self.stages = place(widths, grid.pipe.size)
         cuts = cuts_of(widths, grid.tensor.size, grid.tensor.rank)
         self.cuts = [cuts[number] for number in self.stages[grid.pipe.rank]]
-        self.workspace = Ring(device)
+        self.workspace, self._host = Ring(device), grid.model.on_host()
         # The last layer first: backward completes it first.
         self.store = ParameterStore(device, [shape for cut in reversed(self.cuts) for shape in cut.shapes])
         linear = [self._layer(cut) for cut in self.cuts]
@@ -66,20 +68,43 @@ class ModelPart:
 
         One array after the other, so that no rank has to hold the whole network.
         """
-        mine = {cut.number: cut for cut in self.cuts}
+        for number in range(self.depth):
+            yield self._rows(number, range(self.widths[number]))
+            yield self._bias(number)
+
+    def pieces(self) -> Iterator[NDArray[np.float32]]:
+        """The same numbers in the same order, some rows of a matrix at a time."""
         for number in range(self.depth):
             fan_in, fan_out = self.widths[number : number + 2]
-            whole_IO, whole_O = np.zeros((fan_in, fan_out), np.float32), np.zeros(fan_out, np.float32)
-            if cut := mine.get(number):
-                whole_IO[_slice(cut.rows), _slice(cut.columns)] = self._held(f"W{number}")
-                if cut.bias:
-                    whole_O[_slice(cut.bias)] = self._held(f"b{number}")
-            for whole in (whole_IO, whole_O):  # the bits as integers: 0 + -0.0 would be 0.0
-                self.grid.model.on_host().sum(whole.view(np.int32))
-                yield whole
+            step = max(1, PIECE // fan_out)
+            for start in range(0, fan_in, step):
+                yield self._rows(number, range(start, min(start + step, fan_in)))
+            yield self._bias(number)
 
-    def _held(self, name: str) -> NDArray[np.float32]:
-        return self.store.device.to_host(self.store.parameters[name].value)
+    def _rows(self, number: int, rows: range) -> NDArray[np.float32]:
+        """These rows of the whole W of a layer, on all ranks."""
+        whole_IO = np.zeros((len(rows), self.widths[number + 1]), np.float32)
+        if cut := self._cut(number):
+            start, stop = (min(max(end, cut.rows.start), cut.rows.stop) for end in (rows.start, rows.stop))
+            held = self.store.parameters[f"W{number}"].value[start - cut.rows.start : stop - cut.rows.start]
+            to = slice(start - rows.start, stop - rows.start) if start < stop else slice(0, 0)
+            whole_IO[to, _slice(cut.columns)] = self.store.device.to_host(held)
+        return self._everyones(whole_IO)
+
+    def _bias(self, number: int) -> NDArray[np.float32]:
+        """The whole b of a layer, on all ranks."""
+        whole_O = np.zeros(self.widths[number + 1], np.float32)
+        if (cut := self._cut(number)) and cut.bias:
+            whole_O[_slice(cut.bias)] = self.store.device.to_host(self.store.parameters[f"b{number}"].value)
+        return self._everyones(whole_O)
+
+    def _everyones(self, whole: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The sum of what is zero but on one rank, as integers of the same bits: 0.0 + -0.0 would be 0.0."""
+        self._host.sum(whole.view(np.int32))
+        return whole
+
+    def _cut(self, number: int) -> Cut | None:
+        return next((cut for cut in self.cuts if cut.number == number), None)
 
     def _layer(self, cut: Cut) -> Layer:
         ws, relu, tensor = self.workspace, cut.number < self.depth - 1, self.grid.tensor

@@ -39,6 +39,9 @@ class Network(Protocol):
     def weights(self) -> Iterable[NDArray[np.float32]]:
         """The whole network's, layer by layer; ranks that have parts of it call this together."""
 
+    def pieces(self) -> Iterable[NDArray[np.float32]]:
+        """The same numbers in the same order, in pieces that any rank can hold."""
+
 
 class MLP:
     """The network in two forms over the same weights: `training`, with dropout, and `inference`, without."""
@@ -64,6 +67,10 @@ class MLP:
         """Whole weights in the host's memory, layer by layer: W (in, out), then b (out,)."""
         names = (f"{kind}{number}" for number in range(self.depth) for kind in "Wb")
         return [self.store.device.to_host(self.store.parameters[name].value) for name in names]
+
+    def pieces(self) -> list[NDArray[np.float32]]:
+        """The same: this rank holds them all."""
+        return self.weights()
 
 
 def glorot_uniform(

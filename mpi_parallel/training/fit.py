@@ -169,7 +169,7 @@ def _end(run: Run, reason: str) -> int:
     if tested and not math.isfinite(tested.loss):  # the last step went bad, which no further one could find out
         logger.warning("test loss %s: training went bad", tested.loss)
         reason = "not-finite"
-    seconds, digest = process_seconds(), weights_sha256(run.engine.model.weights())
+    seconds, digest = process_seconds(), weights_sha256(run.engine.model.pieces())
     run.folder.event(
         "end", step=run.step, epochs=run.epochs, reason=reason, seconds=seconds,
         test_loss=tested.loss if tested else None, test_accuracy=tested.accuracy if tested else None,

@@ -39,6 +39,7 @@ FUNCTIONS = {
     "subtract": UFUNC,
     "sum": ("axis", "dtype", "out", "keepdims"),
     "take": ("axis", "out"),  # no mode
+    "where": (),
     "zeros": ("dtype",),
     "zeros_like": ("dtype",),
 }

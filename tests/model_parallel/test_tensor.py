@@ -13,6 +13,7 @@ from mpi_parallel.nn import functional as F
 from mpi_parallel.nn.layers import Linear
 from mpi_parallel.nn.store import CORRECT, LOSS, ParameterStore
 from tests.assembly import world
+from tests.device.strict import Strict
 
 RANKS = pytest.mark.parallel([1, 2, 3, 4])
 B, INPUTS, OUTPUTS = 6, 7, 9  # which no number of ranks but one divides
@@ -157,3 +158,27 @@ def test_a_hundred_thousand_classes_travel_in_a_few_numbers_a_row(monkeypatch):
     assert sent == [3 * rows]
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(tail, expected, rtol=1e-5)
+
+
+@RANKS
+def test_cut_layers_and_their_loss_run_on_a_device_that_is_not_the_host():
+    device, (x, dy, W, _) = Strict(), arrays()
+    comm = world().on(device)
+    mine = block(INPUTS, comm.size, comm.rank)
+    store = ParameterStore(device, [("W1", (len(mine), OUTPUTS)), ("b1", (OUTPUTS,))])
+    layer = RowParallelLinear(Workspace(device), store, 1, True, comm, mine)
+    layer.W.value[...] = device.to_device(W[mine.start : mine.stop])
+    y, backward = layer.forward(device.to_device(np.ascontiguousarray(x[:, mine.start : mine.stop])))
+    backward(device.to_device(dy))
+    close(device.to_host(y), np.maximum(x @ W, 0))
+    t_B, classes = device.to_device(np.arange(B, dtype=np.int32)), block(OUTPUTS, comm.size, comm.rank)
+    z_BK = device.to_device(np.ascontiguousarray(dy[:, classes.start : classes.stop]))
+    split_cross_entropy(layer.ws, z_BK, t_B, store.tail, classes, comm)
+    *_, expected = losses(dy, np.arange(B, dtype=np.int32))
+    np.testing.assert_allclose(device.to_host(store.tail)[:2], expected[:2], rtol=1e-5)
+    cut = ParameterStore(device, [("W1", (INPUTS, len(classes))), ("b1", (len(classes),))])
+    columns = ColumnParallelLinear(Workspace(device), cut, 1, False, comm)
+    columns.W.value[...] = device.to_device(np.ascontiguousarray(W[:, classes.start : classes.stop]))
+    _, backward = columns.forward(device.to_device(x))
+    dx = backward(device.to_device(np.ascontiguousarray(dy[:, classes.start : classes.stop])))
+    close(device.to_host(dx), dy @ W.T)
