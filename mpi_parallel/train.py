@@ -55,6 +55,9 @@ def main(world: Communicator, arguments: list[str]) -> int:
     announce(run, grid, threads, data, choice)
     status = fit(run)
     merger.close()
+    training.free()
+    grid.free()
+    node.free()
     return status
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,14 @@ class Assembly:
         return merge_scores(self.comm, *(mine if self.grid.speaks else (0.0, 0, 0)))
 
 
+@cache
+def grid_of(ranks: int, pipe: int, tensor: int) -> ProcessGrid:
+    """One grid of each kind for all tests, as MPI has not many communicators; `ranks` is MPI's number of theirs."""
+    comm = MPI.COMM_WORLD if ranks == MPI.COMM_WORLD.py2f() else MPI.COMM_SELF
+    assert ranks == comm.py2f()
+    return ProcessGrid(Communicator(comm), pipe, tensor)
+
+
 def assemble(
     path: Path,
     comm: Communicator,
@@ -94,7 +102,7 @@ def assemble(
 ) -> Assembly:
     """Everything up to the first step."""
     device, everyone = Host(), comm
-    grid = ProcessGrid(comm, pipe, tensor)
+    grid = grid_of(comm.comm.py2f(), pipe, tensor)
     comm = grid.data
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
     training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups)

@@ -85,7 +85,8 @@ class TrainingRows:
         self.own_groups = block(groups, comm.size, comm.rank) if groups else range(1)
         self.shards: Sequence[int] = dealt(shards, comm.size, comm.rank) if groups is None else self._of_groups()
         self.parts = {shard: block(self.total, shards, shard) for shard in self.shards}
-        self.peers = None if peers is None else peers.node()
+        self.peers = None if peers is None or peers.size == 1 else peers.node()
+        self._shared: list[Shared] = []
         held = sum(map(len, self.parts.values())) * row_bytes(data.train)
         self.bytes = held // (self.peers.size if self.peers else 1)
         self.budget = budget or Budget()
@@ -125,6 +126,13 @@ class TrainingRows:
                 within = [cut - first for cut in cuts] if self.groups > 1 else None
                 yield Batch(index[first:last], keys[first:last], within)
 
+    def free(self) -> None:
+        """Give back what is shared with peers; the rows are dead. All ranks together."""
+        for array in self._shared:
+            array.free()
+        if self.peers is not None:
+            self.peers.free()
+
     def _of_groups(self) -> Sequence[int]:
         """All shards of this rank's groups."""
         return [shard for shard in range(self.of) if shard % self.groups in self.own_groups]
@@ -134,6 +142,7 @@ class TrainingRows:
         count = sum(map(len, self.parts.values()))
         images = Shared(self.peers, (count, data.features), data.dtype)
         labels = Shared(self.peers, (count,), np.dtype(np.int32))
+        self._shared = [images, labels]
         turns, turn = (self.peers.size, self.peers.rank) if self.peers else (1, 0)
         held, start = {}, 0
         for number, (shard, part) in enumerate(self.parts.items()):

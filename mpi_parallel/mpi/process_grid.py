@@ -24,11 +24,17 @@ class ProcessGrid:
             )
         self.shape = {"data": data, "pipe": pipe, "tensor": tensor}
         # reorder=False: rank 0 of the job stays rank 0 of the grid, and neighbours on a node share the last axes.
-        cart = world.comm.Create_cart([data, pipe, tensor], reorder=False)
+        self.cart = world.comm.Create_cart([data, pipe, tensor], reorder=False)
         self.data, self.pipe, self.tensor = (
-            Communicator(cart.Sub([axis == name for name in AXES]), world.device) for axis in AXES
+            Communicator(self.cart.Sub([axis == name for name in AXES]), world.device) for axis in AXES
         )
-        self.model = Communicator(cart.Sub([False, True, True]), world.device)
+        self.model = Communicator(self.cart.Sub([False, True, True]), world.device)
+
+    def free(self) -> None:
+        """Give the communicators back to MPI, which has not many: MPICH 2,048 in all. All ranks together."""
+        for axis in (self.data, self.pipe, self.tensor, self.model):
+            axis.free()
+        self.cart.Free()
 
     @property
     def speaks(self) -> bool:
