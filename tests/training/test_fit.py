@@ -55,7 +55,10 @@ def test_events_of_a_run(train):
     for event in epochs:
         assert event["seconds"] > 0
         assert event["samples_per_second"] == pytest.approx(60 / event["seconds"])
-        assert sum(event["seconds_by_phase"].values()) == pytest.approx(event["seconds"], rel=0.9)
+        phases = event["seconds_by_phase"].values()
+        assert min(phases) >= 0
+        if MPI.COMM_WORLD.size == 1:  # they are the ranks' means, and a rank that starts an epoch late has less of it
+            assert sum(phases) == pytest.approx(event["seconds"])
         assert 0 <= event["slowest_rank"] < MPI.COMM_WORLD.size
         assert event["lr"] == 1e-3
         assert event["validation_loss"] > 0
