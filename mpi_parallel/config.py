@@ -9,7 +9,7 @@ from mpi_parallel.options import InputError, at_least, between, memory_size, opt
 
 # Counts travel in the float32 tail of the merged gradient, and float32 counts exactly up to here.
 LARGEST_BATCH = 2**24
-ROWS_OF_A_GROUP = 32  # fewer make matrix products slow
+ROWS_OF_A_GROUP = 64  # with 32 an exact step of the default job takes 1.35 times as long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class ParallelOptions:
     groups: int | None = option(
         None,
         "parts of a batch that --reproducible sums apart, a power of two that divides --shards; no more ranks than "
-        "groups have work; by default as many as keep 32 rows each",
+        "groups have work; by default as many as keep 64 rows each",
         check=power_of_two,
     )
 

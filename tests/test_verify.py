@@ -24,7 +24,7 @@ def test_ranks_agree_to_the_bit_and_the_table_shows_it():
 
 
 def test_weights_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
-    def run(options, grid, data, out):
+    def run(options, grid, data, out, steps):
         return {"test_loss": 1.0, "test_accuracy": 0.5, "weights_sha256": f"{min(grid[0], 2)}" * 64}
 
     monkeypatch.setattr(verify, "_run", run)
@@ -34,7 +34,7 @@ def test_weights_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
 
 
 def test_a_loss_that_differs_where_layers_are_cut_is_told_and_fails(monkeypatch, capsys):
-    def run(options, grid, data, out):
+    def run(options, grid, data, out, steps):
         return {"test_loss": 1.0 + 1e-4 * (grid[2] - 1), "test_accuracy": 0.5, "weights_sha256": f"{grid[2]}" * 64}
 
     monkeypatch.setattr(verify, "_run", run)
