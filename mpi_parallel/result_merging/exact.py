@@ -65,9 +65,13 @@ class Exact(Merger):
         self.waiting[0, flags] = self.store.tail[STOP]
         self.comm.gather_rows(self.waiting[: self.counts[self.comm.rank]], self.counts, self.everyone)
         stop = self.everyone[self.first, flags].sum()
-        for to, other in self.plan:
+        for to, other in self.plan[:-1]:
             self.xp.add(self.everyone[to], self.everyone[other], out=self.everyone[to])
-        self.store.merged[...] = self.everyone[self.plan[-1][0] if self.plan else 0]
+        if self.plan:
+            to, other = self.plan[-1]
+            self.xp.add(self.everyone[to], self.everyone[other], out=self.store.merged)
+        else:
+            self.store.merged[...] = self.everyone[0]
         self.store.tail[STOP] = stop
         self.trees.clear()
         self.next = self.own.start
