@@ -65,6 +65,11 @@ def open_image_set(options: DataOptions, seed: int, comm: Communicator) -> Image
         if (names := attributes[0]) is not None:
             splits = {name: replace(split, classes=len(names)) for name, split in splits.items()}
     if "all" in splits:
+        if options.validation:
+            raise InputError(
+                f"--validation {options.validation}: {options.data} has no splits and is shared out "
+                f"{' / '.join(map(str, SHARES))} as it is; convert --split makes other shares"
+            )
         splits = _share_out(splits["all"], dict(zip(SPLITS, SHARES, strict=True)), seed, comm)
     elif options.validation and "validation" not in splits:
         held = options.validation

@@ -327,3 +327,9 @@ def test_all_ranks_see_the_same_splits(shared_path):
     together, alone = opened(write_pile(path), comm=comm), opened(path)
     for name in ("train", "validation", "test"):
         assert np.array_equal(getattr(together, name).rows, getattr(alone, name).rows)
+
+
+def test_a_pile_is_shared_out_in_one_way_only(tmp_path):
+    path = write_pile(tmp_path / "pile.h5")
+    with pytest.raises(InputError, match=r"--validation 0.3: .*pile.h5 has no splits"):
+        open_image_set(DataOptions(data=str(path), validation=0.3), 0, ALONE)
