@@ -14,7 +14,7 @@ from mpi_parallel.model_parallel.tensor import ColumnParallelLinear, RowParallel
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.nn import functional as F
 from mpi_parallel.nn.layers import Dropout, Layer, Linear, Sequential
-from mpi_parallel.nn.mlp import glorot_uniform
+from mpi_parallel.nn.mlp import Place, glorot_uniform
 from mpi_parallel.nn.store import ParameterStore
 
 PIECE = 1 << 20  # weights that are put together at a time
@@ -80,6 +80,17 @@ class ModelPart:
             for start in range(0, fan_in, step):
                 yield self._rows(number, range(start, min(start + step, fan_in)))
             yield self._bias(number)
+
+    def places(self) -> list[Place]:
+        """Where this rank's parameters lie in the whole network, in the order of the store."""
+        places = []
+        for cut in reversed(self.cuts):
+            W, b = (self.store.parameters.get(f"{kind}{cut.number}") for kind in "Wb")
+            assert W is not None
+            places.append(Place(W.name, cut.whole, (_slice(cut.rows), _slice(cut.columns)), W))
+            if b is not None:
+                places.append(Place(b.name, cut.whole[1:], (_slice(cut.bias),), b))
+        return places
 
     def _rows(self, number: int, rows: range) -> NDArray[np.float32]:
         """These rows of the whole W of a layer, on all ranks."""

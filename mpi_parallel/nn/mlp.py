@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -14,11 +15,24 @@ from mpi_parallel.device import Array, Device
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
 from mpi_parallel.nn.layers import Dropout, Layer, Linear, Sequential
-from mpi_parallel.nn.store import CORRECT, LOSS, ParameterStore
+from mpi_parallel.nn.store import CORRECT, LOSS, Parameter, ParameterStore
 
 DRAWN = 1 << 20  # random numbers at a time
 
 assert (LOSS, CORRECT) == (0, 1)  # where softmax_cross_entropy adds its sums
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter of this rank lies in the whole network: it is `whole[index]` of the array `name` (W0, b0, …).
+
+    Checkpoints and exports have the whole arrays. Each element of them is in the parameter of one rank of a model's.
+    """
+
+    name: str
+    shape: tuple[int, ...]  # of the whole array
+    index: tuple[slice, ...]
+    parameter: Parameter  # of the store; its span says where the optimizer's state lies, too
 
 
 class Network(Protocol):
@@ -41,6 +55,9 @@ class Network(Protocol):
 
     def pieces(self) -> Iterable[NDArray[np.float32]]:
         """The same numbers in the same order, in pieces that any rank can hold."""
+
+    def places(self) -> Sequence[Place]:
+        """Where this rank's parameters lie in the whole network, in the order of the store; nobody need call along."""
 
 
 class MLP:
@@ -71,6 +88,11 @@ class MLP:
     def pieces(self) -> list[NDArray[np.float32]]:
         """The same: this rank holds them all."""
         return self.weights()
+
+    def places(self) -> list[Place]:
+        """Every parameter is a whole array."""
+        whole = self.store.parameters.values()
+        return [Place(p.name, p.value.shape, tuple(slice(0, n) for n in p.value.shape), p) for p in whole]
 
 
 def glorot_uniform(
