@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-VERBS = ("train", "convert", "inspect", "repack", "benchmark", "verify")
+VERBS = ("train", "convert", "inspect", "repack", "benchmark", "verify", "doctor")
 
 
 def main() -> None:

@@ -36,13 +36,15 @@ def option(
     choices: Sequence[str] = (),
     name: str = "",
     positional: bool = False,
+    alone: str | None = None,
 ) -> Any:
     """A dataclass field that is also a flag; `default=...` makes it required, `name` is its placeholder in --help.
 
-    A `positional` one is given by its place, without a flag.
+    A `positional` one is given by its place, without a flag; one with `alone` may stand without a value, and has that.
     """
     metadata = {
         "sentence": sentence, "check": check, "choices": tuple(choices), "name": name, "positional": positional,
+        "alone": alone,
     }  # fmt: skip
     if default is ...:
         return dataclasses.field(metadata=metadata)
@@ -168,6 +170,8 @@ def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     if base is bool:
         return words | {"action": argparse.BooleanOptionalAction}
     words["type"] = base
+    if field.metadata["alone"] is not None:
+        words |= {"nargs": "?", "const": field.metadata["alone"]}
     if field.metadata["choices"]:
         words["choices"] = field.metadata["choices"]
     else:

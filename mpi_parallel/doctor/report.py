@@ -1,0 +1,83 @@
+"""What the doctor found: a table for people, JSON for programs, a status for scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpi_parallel.options import InputError
+
+READY, NOT_READY = 0, 1  # exit statuses
+WIDTH = 14  # of the names in the table
+
+
+@dataclass
+class Section:
+    """One thing that was looked at: rows for people, facts for programs, and what is wrong.
+
+    A problem keeps a run from starting, from being right or from being kept; a warning costs time or needs a look.
+    """
+
+    name: str
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def tell(self, name: str, text: str, **facts: Any) -> None:
+        """Add a row, and what programs are to know of it."""
+        self.rows.append((name, text))
+        self.facts |= facts
+
+
+def status(sections: Iterable[Section], strict: bool) -> int:
+    """The exit status: NOT_READY with a problem, in strict mode with a warning, too."""
+    return NOT_READY if any(s.problems or (strict and s.warnings) for s in sections) else READY
+
+
+def table(sections: list[Section]) -> str:
+    """For people: the rows, then what is wrong, then the verdict."""
+    lines = []
+    for section in sections:
+        lines.append(section.name)
+        lines += [f"  {name:<{WIDTH}}{text}" for name, text in section.rows]
+    warnings = [text for section in sections for text in section.warnings]
+    problems = [text for section in sections for text in section.problems]
+    lines += [f"warning: {text}" for text in warnings] + [f"problem: {text}" for text in problems]
+    verdict = "not ready" if problems else "ready"
+    counts = [count(len(texts), word) for texts, word in ((problems, "problem"), (warnings, "warning")) if texts]
+    return "\n".join([*lines, f"{verdict}: {', '.join(counts)}" if counts else verdict])
+
+
+def document(sections: list[Section], strict: bool) -> str:
+    """For programs: the facts of each section by its name, all warnings and problems, and the status."""
+    return json.dumps(
+        {
+            "status": status(sections, strict),
+            "warnings": [text for section in sections for text in section.warnings],
+            "problems": [text for section in sections for text in section.problems],
+            **{section.name: section.facts for section in sections},
+        },
+        indent=1,
+    )
+
+
+def deliver(sections: list[Section], strict: bool, to: str | None) -> None:
+    """Print the table, or with `to` "-" the JSON instead, or write this to a file besides."""
+    if to == "-":
+        print(document(sections, strict), flush=True)
+        return
+    print(table(sections), flush=True)
+    if to is not None:
+        try:
+            Path(to).write_text(document(sections, strict) + "\n")
+        except OSError as error:
+            raise InputError(f"--json {to}: {error}") from None
+
+
+def count(number: int, word: str) -> str:
+    """1 rank, 2 ranks."""
+    return f"{number} {word}{'s' * (number != 1)}"
