@@ -148,6 +148,12 @@ class RunOptions:
         check=at_least(1),
         name="EPOCHS",
     )
+    trace: bool = option(
+        False, "write trace.json: what every rank did when, for ui.perfetto.dev, of the first --trace-steps steps"
+    )
+    trace_steps: int = option(200, "how many steps --trace keeps; its memory and file grow with them",
+        check=at_least(1), name="STEPS",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows, class_count, evaluation_rows
 from mpi_parallel.data_parallel.memory import budget_of
 from mpi_parallel.device import open_device
+from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.mpi.session import launch
@@ -20,6 +21,7 @@ from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.fit import Run, fit
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.log import RunFolder
+from mpi_parallel.training.trace import open_trace
 
 SENTENCE = "Train an image classifier on all ranks: mpirun -n 4 python -m mpi_parallel.train --data FILE.h5"
 
@@ -32,26 +34,30 @@ def main(world: Communicator, arguments: list[str]) -> int:
     threads = settle_threads(config.threads, node)
     device = open_device(config.device.device, node.rank)
     grid = ProcessGrid(world.on(device), config.parallel.pipe, config.parallel.tensor)
-    comm = grid.data
+    comm, clock = grid.data, Clock()
+    trace = open_trace(config.run.trace, config.run.trace_steps, clock, world, grid)
 
+    clock.enter("data", "read data")
     data = open_image_set(config.data, batch.seed, comm)
     budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
     peers = grid.model if grid.model.size > 1 else None
     training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment, peers, config.groups)
+    training.rows.listen(clock.beside)
     left = budget.less(training.bytes)
     validation, test = (evaluation_rows(s, training.scaler, comm, device, left) for s in (data.validation, data.test))
     classes = class_count(data, training, [validation, test], comm)
+    clock.enter("other")
 
     model = open_model(device, (data.features, *config.model.hidden, classes), grid, config.model.dropout, batch.seed)
     engine = open_engine(
-        model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None
+        model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None, clock
     )
     update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
     choice = open_merger(config.parallel.merge, model.store, comm, update, config.groups)
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world)
-    run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, folder)
+    run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, folder, trace)
     announce(run, grid, threads, data, choice)
     status = fit(run)
     merger.close()

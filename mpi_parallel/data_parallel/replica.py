@@ -28,11 +28,11 @@ class Replica:
         for group in batch.groups():
             self.store.zero_grad()
             parts = list(group.parts(self.micro_batch))
-            for part in parts:
-                self._accumulate(part, on_ready if part is parts[-1] else _nobody)
+            for number, part in enumerate(parts):
+                self._accumulate(part, on_ready if part is parts[-1] else _nobody, number if len(parts) > 1 else None)
             self.store.flag_bad()
             self.store.tail[COUNT] += len(group.index)
-            self.clock.enter("merge")
+            self.clock.enter("merge", "collect")
             collect()
         self.clock.enter("other")
 
@@ -52,13 +52,15 @@ class Replica:
             correct += int(sums[CORRECT])
         return loss, correct, len(rows)
 
-    def _accumulate(self, part: Batch, on_ready: Ready) -> None:
-        self.clock.enter("data")
+    def _accumulate(self, part: Batch, on_ready: Ready, micro: int | None) -> None:
+        self.clock.enter("data", "gather", micro)
         self.workspace.reset()  # what the micro-batch before left is not needed any more
         x, t = self.rows.gather(self.workspace, part.index, part.keys)
-        self.clock.enter("compute")
+        self.clock.enter("compute", "forward", micro)
         logits, backward = self.model.training.forward(x, part.keys)
-        backward(self.model.loss_gradient(logits, t, self.store.tail), on_ready)
+        dz = self.model.loss_gradient(logits, t, self.store.tail)
+        self.clock.enter("compute", "backward", micro)
+        backward(dz, on_ready)
         self.store.accumulating = True
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.augmentation import Augmentation
 from mpi_parallel.data_parallel.scaling import Scaler
-from mpi_parallel.data_parallel.streaming import Stream
+from mpi_parallel.data_parallel.streaming import Beside, Stream
 from mpi_parallel.device import Array, Device
 from mpi_parallel.device.workspace import Workspace
 
@@ -62,6 +62,9 @@ class Rows:
         """Where the rows of `index` are, as many at a time as are at hand."""
         yield slice(None), self.images, self.labels, index
 
+    def listen(self, beside: Beside) -> None:
+        """Tell what goes on beside the training: only streams have something to tell."""
+
     def rewind(self, epoch: int = 0) -> None:
         """The rows will now be asked for in the order of this epoch."""
 
@@ -95,6 +98,9 @@ class StreamedRows(Rows):
 
     def __len__(self) -> int:
         return sum(self.stream.lengths)
+
+    def listen(self, beside: Beside) -> None:
+        self.stream.beside = beside
 
     def pieces(self, index: Array) -> Iterator[Piece]:
         buffers, start = self.stream.buffers, 0

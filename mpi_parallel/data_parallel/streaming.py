@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from heapq import merge
 from queue import SimpleQueue
 from threading import Event, Thread
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ MOST_PLACES = 64  # of each lane that are dealt at a time
 IN_ORDER_WINDOW = 8 << 20
 FOREVER = 2**62
 Schedule = Callable[[int], list[Iterator[Window]]]
+Beside = Callable[[str, str, float, float], None]  # device.clock.Clock.beside: lane, name, begun, ended
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Stream:
         assert buffers.count >= len(blocks)
         self.split, self.blocks, self.schedule, self.buffers, self.epochs = split, blocks, schedule, buffers, epochs
         self.lengths = [sum(map(len, lane)) for lane in blocks]
+        self.beside: Beside = _unheard
         self._reader: Reader | None = None
         self._left = self._epoch = -1
         self._span: Integers = np.zeros(0, np.int64)
@@ -90,7 +93,8 @@ class Stream:
         rows = sum(self.lengths)
         if rows and (self._reader is None or self._left or epoch != self._epoch + 1):
             self.close()
-            self._reader = Reader(self.split, self.schedule, range(epoch, self.epochs), len(self.lengths), self.buffers)
+            epochs = range(epoch, self.epochs)
+            self._reader = Reader(self.split, self.schedule, epochs, len(self.lengths), self.buffers, self.beside)
             weakref.finalize(self, self._reader.close)  # also when the program ends
             self._current: list[Loaded | None] = [None] * len(self.lengths)
         self._epoch, self._left, self._place = epoch, rows, 0
@@ -131,20 +135,24 @@ class Stream:
         if window is None or not window.left:
             if window is not None:
                 self._reader.free.put(window.buffer)
+            begun = perf_counter()
             window = self._current[lane] = self._reader.wait(lane)
+            self.beside("rows awaited", "wait for the reader", begun, perf_counter())
         return window
 
 
 class Reader:
     """The thread that reads ahead, and the queues between it and the stream."""
 
-    def __init__(self, split: Split, schedule: Schedule, epochs: range, lanes: int, buffers: Buffers) -> None:
+    def __init__(
+        self, split: Split, schedule: Schedule, epochs: range, lanes: int, buffers: Buffers, beside: Beside
+    ) -> None:
         self.free: SimpleQueue[int] = SimpleQueue()
         self.ready: list[SimpleQueue[Loaded | BaseException]] = [SimpleQueue() for _ in range(lanes)]
         self.closed = Event()
         for number in range(buffers.count):
             self.free.put(number)
-        arguments = (split, schedule, epochs, buffers)
+        arguments = (split, schedule, epochs, buffers, beside)
         self.thread = Thread(target=self._read, args=arguments, name="reader", daemon=True)
         self.thread.start()
 
@@ -161,7 +169,7 @@ class Reader:
         self.free.put(-1)
         self.thread.join()
 
-    def _read(self, split: Split, schedule: Schedule, epochs: range, buffers: Buffers) -> None:
+    def _read(self, split: Split, schedule: Schedule, epochs: range, buffers: Buffers, beside: Beside) -> None:
         try:
             with open_file(split.path) as file:
                 source = split.datasets(file)
@@ -171,10 +179,17 @@ class Reader:
                         buffer = self.free.get()
                         if self.closed.is_set():
                             return
-                        self.ready[window.lane].put(buffers.load(split, source, buffer, window))
+                        begun = perf_counter()
+                        loaded = buffers.load(split, source, buffer, window)
+                        self.ready[window.lane].put(loaded)
+                        beside("reader", "read", begun, perf_counter())
         except BaseException as error:  # whoever waits for a window must hear of it
             for queue in self.ready:
                 queue.put(error)
+
+
+def _unheard(lane: str, name: str, begun: float, ended: float) -> None:
+    """Nobody listens."""
 
 
 def stream_shuffled(

@@ -108,7 +108,7 @@ class PipelineStage:
             if isinstance(action, Forward):
                 self._forward(queue, action.number, plan.held)
             else:
-                self._backward(queue[action.number], on_ready, collect)
+                self._backward(queue[action.number], action.number, on_ready, collect)
         self._settle()
         self.clock.enter("other")
 
@@ -176,37 +176,40 @@ class PipelineStage:
         this, ws = queue[number], self.workspace
         self._turn(number % held)
         if this.input is None:
-            self.clock.enter("data")
+            self.clock.enter("data", "gather", number)
             x, _ = self.rows.gather(ws, this.rows.index, this.rows.keys)
         else:
-            self.clock.enter("merge")
+            self.clock.enter("merge", "receive", number)
             x = this.input.wait()
-        self.clock.enter("compute")
+        self.clock.enter("compute", "forward", number)
         y, this.backward = self.model.training.forward(x, this.rows.keys)
         if self.behind is None:
-            self.clock.enter("data")
+            self.clock.enter("data", "gather", number)
             t = self.rows.labels_of(ws, this.rows.index)
             this.gradient = partial(self.model.loss_gradient, y, t, self.store.tail)
         else:
-            self.clock.enter("merge")
+            self.clock.enter("merge", "send", number)
             this.gradient = self.behind.expect(ws.empty(y.shape)).wait
             self.behind.send(y)
         self._expect(queue, number + 1, held)
 
-    def _backward(self, this: MicroBatch, on_ready: Ready, collect: Callable[[], None]) -> None:
+    def _backward(self, this: MicroBatch, number: int, on_ready: Ready, collect: Callable[[], None]) -> None:
         assert this.gradient is not None
         assert this.backward is not None
         if this.first:
             self.store.zero_grad()
         self._turn(BACKWARD)
-        self.clock.enter("compute" if self.behind is None else "merge")
+        if self.behind is None:
+            self.clock.enter("compute", "loss", number)
+        else:
+            self.clock.enter("merge", "receive", number)
         dy = this.gradient()
-        self.clock.enter("compute")
+        self.clock.enter("compute", "backward", number)
         dx = this.backward(dy, _nobody if this.group_rows is None else on_ready)
         self.store.accumulating = True
         this.gradient = this.backward = None  # its arena is free
         if self.before is not None:
-            self.clock.enter("merge")
+            self.clock.enter("merge", "send", number)
             self.before.send(dx)
         if this.group_rows is not None:
             self.store.flag_bad()

@@ -127,6 +127,15 @@ class Communicator:
         """The ranks' texts on every rank, by rank."""
         return self.comm.allgather(text)
 
+    def hand_over(self, text: str) -> None:
+        """Give rank 0 a text, which it takes by `take_over`."""
+        self.comm.send(text, 0)
+
+    def take_over(self) -> Iterator[str]:
+        """On rank 0: the texts that the others hand over, by rank, one at a time in memory."""
+        for rank in range(1, self.size):
+            yield self.comm.recv(source=rank)
+
     def broadcast(self, array: NDArray[Any] | None, root: int = 0) -> NDArray[Any]:
         """The root's host array on every rank; only the root needs to give one."""
         assert self.rank != root or array is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,9 @@ class Across(Merger):
 
     def publish(self) -> None:
         self.merger.publish()
+
+    def travels(self) -> Iterable[tuple[str, float, float]]:
+        return self.merger.travels()
 
     def close(self) -> None:
         self.merger.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
@@ -76,6 +76,11 @@ class Buckets(Merger):
             bucket.finish()
         self._begun = 0
         return Totals.of(self.store.device.to_host(self.store.tail))
+
+    def travels(self) -> Iterator[tuple[str, float, float]]:
+        """Each bucket from the start of its sum to when its completion was seen."""
+        for bucket in (*self.buckets, self.rest):
+            yield f"sum of {bucket.span.stop - bucket.span.start:,} weights", bucket.begun, bucket.ended
 
 
 def spans(parameters: Sequence[Parameter], nbytes: int) -> list[slice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,10 @@ class Merger(ABC):
 
     def publish(self) -> None:  # noqa: B027, where every rank takes the whole step there is nothing to do
         """Everyone's weights, after the owners have updated theirs."""
+
+    def travels(self) -> Iterable[tuple[str, float, float]]:
+        """What went between ranks beside the arithmetic in the last step: (what, begun, ended), by perf_counter."""
+        return ()
 
     def close(self) -> None:  # noqa: B027, most hold nothing
         """Give back what is held beside the store, which stays usable; all ranks together."""

@@ -20,6 +20,7 @@ from mpi_parallel.training.log import RunFolder, logger
 from mpi_parallel.training.progress import open_progress
 from mpi_parallel.training.signals import StopRequest
 from mpi_parallel.training.step import Engine, Merger, train_step
+from mpi_parallel.training.trace import NoTrace, Trace
 
 FINISHED, DIVERGED, STOPPED = 0, 3, 75  # exit statuses
 
@@ -38,6 +39,7 @@ class Run:
     validation: Rows | None
     test: Rows | None
     folder: RunFolder
+    trace: Trace | NoTrace
     step: int = 0
     epochs: int = 0  # completed
     samples: int = 0
@@ -92,9 +94,11 @@ class Patience:
 def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
     """Take the steps of one epoch; why they ended."""
     batch, rule = run.config.batch, run.config.optimizer
-    run.engine.clock.reset()
+    clock = run.engine.clock
+    clock.reset()
     run.sums = [0.0, 0.0, 0.0]
-    for part in run.engine.clock.booked("data", run.training.epoch(run.epochs, batch.batch_size)):
+    clock.step = run.step + 1
+    for part in clock.booked("data", run.training.epoch(run.epochs, batch.batch_size), "order"):
         if run.step >= run.total_steps:
             break
         rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
@@ -105,6 +109,7 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
             )
             return "not-finite"
         run.step += 1
+        clock.step = run.step + 1
         run.first_step = run.first_step or process_seconds()
         run.samples += totals.count
         run.sums = [run.sums[0] + totals.loss, run.sums[1] + totals.correct, run.sums[2] + totals.count]
@@ -118,9 +123,9 @@ def _end_epoch(run: Run, patience: Patience) -> str:
     """Evaluate and tell of the epoch; why the run should end now, or "finished" when it should not."""
     run.epochs += 1
     seconds = run.engine.clock.total()
+    phases, slowest = _accounts(run)  # now, as evaluation takes time, too
     trained = score(*run.sums)
     held_out = evaluate(run, run.validation)
-    phases, slowest = _accounts(run)
     rule = run.config.optimizer
     rate = learning_rate(run.step - 1, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
     run.folder.event(
@@ -141,8 +146,11 @@ def evaluate(run: Run, rows: Rows | None) -> Score | None:
     """The exact score of all ranks' rows of a split; None where there is no such split."""
     if rows is None:
         return None
+    run.engine.clock.enter("other", "evaluate")
     mine = run.engine.score(rows)  # the same on all ranks of a model, or known to some of them only
-    return merge_scores(run.comm, *(mine if run.speaks else (0.0, 0, 0)))
+    result = merge_scores(run.comm, *(mine if run.speaks else (0.0, 0, 0)))
+    run.engine.clock.enter("other")
+    return result
 
 
 def _accounts(run: Run) -> tuple[dict[str, float], int]:
@@ -175,9 +183,12 @@ def _end(run: Run, reason: str) -> int:
         test_loss=tested.loss if tested else None, test_accuracy=tested.accuracy if tested else None,
         weights_sha256=digest,
     )  # fmt: skip
+    traced = run.trace.write(run.folder.path)
     result = f"  test loss {tested.loss:.4f}  test accuracy {tested.accuracy:.4f}" if tested else ""
     logger.info(f"{reason} after {run.step} steps, {_duration(seconds)}{result}")
     logger.info(f"kept in {run.folder.path}")
+    if traced:
+        logger.info(f"the trace is {run.folder.path / traced}: open it in ui.perfetto.dev")
     return {"not-finite": DIVERGED, "signal": STOPPED}.get(reason, FINISHED)
 
 

@@ -26,12 +26,14 @@ def open_model(device: Device, widths: Sequence[int], grid: ProcessGrid, dropout
 
 
 def open_engine(
-    model: MLP | ModelPart, rows: Rows, micro_batch: int | None, schedule: str = "1f1b", grouped: bool = False
-) -> Engine:
+    model: MLP | ModelPart, rows: Rows, micro_batch: int | None, schedule: str = "1f1b", grouped: bool = False,
+    clock: Clock | None = None,
+) -> Engine:  # fmt: skip
     """Who runs batches of these rows through the model; `grouped` when the rows of a batch are summed in groups."""
+    clock = clock or Clock()
     if isinstance(model, MLP) or model.grid.pipe.size == 1:
-        return Replica(model, rows, Clock(), micro_batch)
-    return PipelineStage(model, rows, Clock(), SCHEDULES[schedule], micro_batch, grouped, EVALUATION_ROWS)
+        return Replica(model, rows, clock, micro_batch)
+    return PipelineStage(model, rows, clock, SCHEDULES[schedule], micro_batch, grouped, EVALUATION_ROWS)
 
 
 def over_grid(merger: Merger, grid: ProcessGrid) -> Merger:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +55,9 @@ class Merger(Protocol):
     def total(self, sums: NDArray[np.float64]) -> None:
         """Sum numbers, in place, over the ranks that own the other slices."""
 
+    def travels(self) -> Iterable[tuple[str, float, float]]:
+        """What went between ranks beside the arithmetic in the last step: (what, begun, ended), by perf_counter."""
+
     def publish(self) -> None:
         """Everyone's weights, after the owners have updated theirs."""
 
@@ -84,9 +87,12 @@ def train_step(
     if totals.finite:
         optimizer.step(merger.owned, rate, _scale(merger, totals.count, clip_norm), merger.total)  # my share
 
-    clock.enter("merge")
+    clock.enter("merge", "publish")
     merger.publish()  # everyone's weights
     clock.enter("other")
+    if clock.listeners:
+        for what, begun, ended in merger.travels():
+            clock.beside("messages", what, begun, ended)
     return totals
 
 
