@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from mpi_parallel.device.host import Host
-from mpi_parallel.device.interface import Array, Device, Kernels
+from mpi_parallel.device.interface import Array, Device, Kernels, Pace
 from mpi_parallel.options import InputError
 
 
@@ -27,4 +27,4 @@ def open_device(kind: str, node_rank: int) -> Device:
         raise InputError(f"--device cuda: {error}") from None
 
 
-__all__ = ["Array", "Device", "Host", "Kernels", "open_device"]
+__all__ = ["Array", "Device", "Host", "Kernels", "Pace", "open_device"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import Array, Kernels
@@ -47,6 +49,21 @@ class Cuda:
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        return np.zeros(shape, dtype)
+
+    def fetch(self, array: Array, pinned: NDArray[Any]) -> None:
+        pinned[...] = self.to_host(array)
+
+    def put(self, pinned: NDArray[Any], array: Array) -> None:
+        array[...] = self.xp.asarray(pinned)
+
+    def mark(self) -> Callable[[], None]:
+        return self.synchronize
 
     def describe(self) -> str:
         name = self.xp.cuda.runtime.getDeviceProperties(self.number)["name"].decode()

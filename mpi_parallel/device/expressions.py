@@ -11,12 +11,27 @@ import math
 from types import ModuleType
 
 from mpi_parallel.device.hashing import combine
-from mpi_parallel.device.interface import Array, Meet
+from mpi_parallel.device.interface import (
+    BEGUN,
+    CORRECTION,
+    GOOD,
+    LOSS_SCALE,
+    RATE,
+    ROOT,
+    SCALE,
+    TAKEN,
+    Array,
+    Meet,
+    Pace,
+    Schedule,
+)
+from mpi_parallel.device.products import Products
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
+LARGEST_LOSS_SCALE = 2.0**24
 
 
-class Expressions:
+class Expressions(Products):
     """The kernels of `device.Kernels`, by the operations of an array module."""
 
     meet: Meet | None = None  # array operations promise no order between processes
@@ -46,10 +61,6 @@ class Expressions:
             sums_O += a_BO.sum(axis=0)
         else:
             self.xp.sum(a_BO, axis=0, out=sums_O)
-
-    def add_product(self, a_BI: Array, b_BO: Array, c_IO: Array) -> None:
-        """c += a^T b; the rows of each are contiguous."""
-        c_IO += self.xp.matmul(a_BI.T, b_BO)
 
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:
         """y = x times 0 with probability `rate`, else 1 / (1 - rate) (inverted dropout, Srivastava et al. 2014).
@@ -82,16 +93,56 @@ class Expressions:
         """out = slots[0] + slots[1] + ..., in this order; out may be one of the slots."""
         out[...] = total(slots_SN)
 
-    def sgd(self, w: Array, g_SN: Array, scale: float, alpha: float, l2: float) -> None:
-        """w -= alpha (scale g + l2 w), where g is the sum of its slots in their order, as in all update rules."""
-        w -= (total(g_SN) * scale + l2 * w) * alpha
+    def squares(self, a: Array, out: Array) -> None:
+        """out (1,) float64 becomes the sum of the squares."""
+        out[...] = self.xp.dot(a, a)
 
-    def momentum(self, w: Array, v: Array, g_SN: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
+    def check(self, a: Array, bad: Array) -> None:
+        """bad (1,) becomes NaN where not all numbers are finite."""
+        bad += 0 * self.xp.dot(a, a)
+
+    def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None:
+        """The batch from place `cursor` (1,) int64 of a longer order on, which then stands behind it."""
+        first = int(cursor[0])
+        index_B[...], keys_B[...] = index_N[first : first + len(index_B)], keys_N[first : first + len(keys_B)]
+        cursor += len(index_B)
+
+    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule) -> None:
+        """The pace of the step with this merged tail (loss, correct, count, stop, bad) and sum of squared gradients.
+
+        One that is not finite gets the scale NaN, counts as begun but not as taken, and halves the loss's factor.
+        """
+        loss, _, count, _, bad = (float(tail[k]) for k in range(5))
+        p = [float(pace[k]) for k in range(len(pace))]
+        finite = math.isfinite(loss + bad) and (squares is None or math.isfinite(float(squares[0])))
+        mean = 1 / (max(1.0, count) * p[LOSS_SCALE])
+        if schedule.clip and squares is not None and finite:
+            mean *= min(1.0, schedule.clip / max(math.sqrt(float(squares[0])) * mean, 1e-30))
+        rate = rate_of(p[BEGUN], schedule)
+        t = p[TAKEN] + finite
+        root = math.sqrt(1 - schedule.beta2 ** max(1.0, t))
+        good, growing = (p[GOOD] + 1) * finite, schedule.growth > 0
+        loss_scale = p[LOSS_SCALE] if finite or not growing else max(1.0, p[LOSS_SCALE] / 2)
+        if growing and good == schedule.growth:
+            loss_scale, good = min(loss_scale * 2, LARGEST_LOSS_SCALE), 0
+        pace[SCALE], pace[RATE], pace[ROOT] = mean if finite else math.nan, rate, root
+        pace[CORRECTION] = root / (1 - schedule.beta1 ** max(1.0, t))
+        pace[LOSS_SCALE], pace[GOOD], pace[TAKEN], pace[BEGUN] = loss_scale, good, t, p[BEGUN] + 1
+
+    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None:
+        """w -= alpha (scale g + l2 w), where g is the sum of its slots in their order, as in all update rules."""
+        scale, alpha, _, _ = steady(pace)
+        if not math.isnan(scale):
+            w -= (total(g_SN) * scale + l2 * w) * alpha
+
+    def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None:
         """v = mu v + scale g + l2 w; w -= alpha v (Polyak 1964); as alpha is not in v, schedules act at once."""
-        v *= mu
-        v += total(g_SN) * scale + l2 * w
-        settle(self.xp, v)
-        w -= v * alpha
+        scale, alpha, _, _ = steady(pace)
+        if not math.isnan(scale):
+            v *= mu
+            v += total(g_SN) * scale + l2 * w
+            settle(self.xp, v)
+            w -= v * alpha
 
     def adam(
         self,
@@ -99,12 +150,10 @@ class Expressions:
         m: Array,
         v: Array,
         g_SN: Array,
-        scale: float,
-        alpha: float,
+        pace: Pace | Array,
         beta1: float,
         beta2: float,
         epsilon: float,
-        t: int,
         l2: float,
         decay: float,
     ) -> None:
@@ -112,16 +161,47 @@ class Expressions:
 
         Both bias corrections are moved out of the arrays: m_hat / (sqrt(v_hat) + eps) = c m / (sqrt(v) + eps root).
         """
-        step, root = bias_corrections(alpha, beta1, beta2, t)
-        g = total(g_SN) * scale + l2 * w
+        scale, alpha, correction, root = steady(pace, beta1, beta2)
+        if not math.isnan(scale):
+            self._moments(m, v, total(g_SN) * scale + l2 * w, beta1, beta2)
+            w *= 1 - alpha * decay
+            w -= m / (self.xp.sqrt(v) + epsilon * root) * (alpha * correction)
+
+    def lamb(
+        self,
+        r: Array,
+        w: Array,
+        m: Array,
+        v: Array,
+        g_SN: Array,
+        pace: Pace | Array,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        decay: float,
+    ) -> None:
+        """r = m_hat / (sqrt(v_hat) + eps) + decay w, LAMB's direction (You et al. 2020); `trust` takes the step."""
+        scale, _, correction, root = steady(pace, beta1, beta2)
+        if not math.isnan(scale):
+            self._moments(m, v, total(g_SN) * scale, beta1, beta2)
+            self.xp.multiply(w, decay, out=r)
+            r += m / (self.xp.sqrt(v) + epsilon * root) * correction
+
+    def trust(self, w: Array, r: Array, squares_2: Array, pace: Pace | Array) -> None:
+        """w -= alpha |w| / |r| r; the squares of both norms are given, (2,) float64. Where one is 0 the ratio is 1."""
+        scale, alpha, _, _ = steady(pace)
+        if not math.isnan(scale):
+            of_w, of_r = float(squares_2[0]), float(squares_2[1])
+            r *= alpha * (math.sqrt(of_w / of_r) if of_w and of_r else 1.0)
+            w -= r
+
+    def _moments(self, m: Array, v: Array, g: Array, beta1: float, beta2: float) -> None:
         m *= beta1
         m += g * (1 - beta1)
         v *= beta2
         v += g * g * (1 - beta2)
         settle(self.xp, m)
         settle(self.xp, v)
-        w *= 1 - alpha * decay
-        w -= m / (self.xp.sqrt(v) + epsilon * root) * step
 
 
 def total(slots_SN: Array) -> Array:
@@ -142,7 +222,19 @@ def threshold(rate: float) -> int:
     return int(rate * 2**32)
 
 
-def bias_corrections(alpha: float, beta1: float, beta2: float, t: int) -> tuple[float, float]:
-    """Adam's step size with both corrections in it, and the root that epsilon has to carry then."""
-    root = math.sqrt(1 - beta2**t)
-    return alpha * root / (1 - beta1**t), root
+def steady(pace: Pace | Array, beta1: float = 0.0, beta2: float = 0.0) -> tuple[float, float, float, float]:
+    """scale, alpha, and Adam's correction of the step size and root that epsilon has to carry then."""
+    if not isinstance(pace, Pace):
+        return float(pace[SCALE]), float(pace[RATE]), float(pace[CORRECTION]), float(pace[ROOT])
+    root = math.sqrt(1 - beta2**pace.t)
+    return pace.scale, pace.alpha, root / (1 - beta1**pace.t), root
+
+
+def rate_of(step: float, schedule: Schedule) -> float:
+    """As nn.learning_rate has it, of a number of steps in the device's memory."""
+    if step < schedule.warmup:
+        return schedule.base * (step + 1) / schedule.warmup
+    if not schedule.cosine:
+        return schedule.base
+    progress = (step - schedule.warmup) / max(1, schedule.total - schedule.warmup)
+    return schedule.base * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import threadpoolctl
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import Kernels
@@ -47,6 +47,21 @@ class Host:
 
     def synchronize(self) -> None:
         pass
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        return np.zeros(shape, dtype)
+
+    def fetch(self, array: NDArray[Any], pinned: NDArray[Any]) -> None:
+        pinned[...] = array
+
+    def put(self, pinned: NDArray[Any], array: NDArray[Any]) -> None:
+        array[...] = pinned
+
+    def mark(self) -> Callable[[], None]:
+        return self.synchronize
 
     def describe(self) -> str:
         return f"cpu, {blas()}; {self.kernels.name}"

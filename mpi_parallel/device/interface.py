@@ -4,14 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]  # of NumPy or of CuPy
 
 # meet(tickets, rank, size, ticket, spins, yields): a barrier in shared memory, see kernels/openmp.c
 Meet = Callable[[Array, int, int, int, int, int], bool]
+
+# What a pace array (PACE,) float64 in the device's memory holds, so that a captured step needs nothing from the host:
+# the factor of the summed gradient (NaN: leave the weights alone), the learning rate, Adam's two bias corrections, the
+# factor of the loss, steps in a row that were finite, steps taken, and steps that were begun.
+SCALE, RATE, CORRECTION, ROOT, LOSS_SCALE, GOOD, TAKEN, BEGUN = range(8)
+PACE = 8
+
+
+class Pace(NamedTuple):
+    """What an update rule is told: the factor of the summed gradient, the learning rate, the number of the step."""
+
+    scale: float
+    alpha: float
+    t: int = 1  # the first is 1
+
+
+class Schedule(NamedTuple):
+    """What `Kernels.advance` makes a pace array of; see nn/learning_rate.py for the rate."""
+
+    base: float
+    cosine: bool
+    warmup: int
+    total: int
+    clip: float = 0.0  # largest norm of the mean gradient; 0 leaves it alone
+    beta1: float = 0.9
+    beta2: float = 0.999
+    growth: int = 0  # finite steps after which the factor of the loss doubles; 0 keeps it at what it is
 
 
 class Kernels(Protocol):
@@ -35,13 +62,25 @@ class Kernels(Protocol):
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None: ...
 
-    def add_product(self, a_BI: Array, b_BO: Array, c_IO: Array) -> None: ...
+    def linear(self, x_BI: Array, W_IO: Array, b_O: Array | None, y_BO: Array, relu: bool) -> None: ...
+
+    def input_gradient(self, dy_BO: Array, W_IO: Array, dx_BI: Array) -> None: ...
+
+    def weight_gradient(self, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool) -> None: ...
+
+    def squares(self, a: Array, out: Array) -> None: ...
+
+    def check(self, a: Array, bad: Array) -> None: ...
+
+    def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None: ...
+
+    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule) -> None: ...
 
     def sum_slots(self, out: Array, slots_SN: Array) -> None: ...
 
-    def sgd(self, w: Array, g_SN: Array, scale: float, alpha: float, l2: float) -> None: ...
+    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None: ...
 
-    def momentum(self, w: Array, v: Array, g_SN: Array, scale: float, alpha: float, mu: float, l2: float) -> None: ...
+    def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None: ...
 
     def adam(
         self,
@@ -49,15 +88,29 @@ class Kernels(Protocol):
         m: Array,
         v: Array,
         g_SN: Array,
-        scale: float,
-        alpha: float,
+        pace: Pace | Array,
         beta1: float,
         beta2: float,
         epsilon: float,
-        t: int,
         l2: float,
         decay: float,
     ) -> None: ...
+
+    def lamb(
+        self,
+        r: Array,
+        w: Array,
+        m: Array,
+        v: Array,
+        g_SN: Array,
+        pace: Pace | Array,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        decay: float,
+    ) -> None: ...
+
+    def trust(self, w: Array, r: Array, squares_2: Array, pace: Pace | Array) -> None: ...
 
 
 class Device(Protocol):
@@ -81,6 +134,25 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait for the work that was started."""
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What does the same device work again on the same arrays, as one launch where the device can.
+
+        `work` has been done once before, so that everything it needs is there: now it may launch, and nothing else. It
+        must not allocate, copy to pageable memory or wait. What changes from time to time it reads from the device.
+        """
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array of zeros in the host's memory that the device copies to and from without a detour."""
+
+    def fetch(self, array: Array, pinned: NDArray[Any]) -> None:
+        """Begin to copy the array there, behind the work that was started; may be captured."""
+
+    def put(self, pinned: NDArray[Any], array: Array) -> None:
+        """Begin to copy a pinned array to the device, behind the work that was started; may be captured."""
+
+    def mark(self) -> Callable[[], None]:
+        """What waits until all work that has been started by now is done, and for nothing later."""
 
     def describe(self) -> str:
         """One line for people: which chip, which library."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device.blas import find_add_product
-from mpi_parallel.device.expressions import Expressions, bias_corrections, threshold
-from mpi_parallel.device.interface import Array
+from mpi_parallel.device.expressions import Expressions, steady, threshold
+from mpi_parallel.device.interface import Array, Pace
 
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 SLOTS = [POINTER, LONG, INT]  # the first, the distance to the next in elements, how many
@@ -32,11 +32,15 @@ SIGNATURES: dict[str, list[Any]] = {
 }
 
 
-class OpenMP:
-    """The kernels of `device.Kernels` on the cores of the rank. Each method says in expressions.py what it computes."""
+class OpenMP(Expressions):
+    """The kernels of `device.Kernels` on the cores of the rank. Each method says in expressions.py what it computes.
+
+    What is not here NumPy does as well.
+    """
 
     def __init__(self, library: Path = LIBRARY) -> None:
         """Load the library. Raises OSError where it was not built."""
+        super().__init__(np)
         self.library = ctypes.CDLL(str(library))
         self.library.instruction_set.restype = ctypes.c_char_p
         for name, types in SIGNATURES.items():
@@ -45,14 +49,13 @@ class OpenMP:
         self.library.meet.argtypes = [POINTER, INT, INT, ctypes.c_int64, INT, INT]
         self.name = f"OpenMP kernels ({self.library.instruction_set().decode()})"
         self._gathers: dict[Any, Callable[..., None]] = {d: getattr(self.library, n) for d, n in GATHERS.items()}
-        self._plain = Expressions(np)
-        self.add_product = find_add_product() or self._plain.add_product
+        self._add_product = find_add_product() or super().add_product
         self._rows = np.empty((2, 0), np.float32)  # scratch of cross_entropy: loss and hit of each row
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
         kernel = self._gathers.get(images_NF.dtype)
         if kernel is None or index_B.dtype != np.int64:
-            return self._plain.gather(images_NF, index_B, mean, inverse_std, x_BF)
+            return super().gather(images_NF, index_B, mean, inverse_std, x_BF)
         rows, features = x_BF.shape
         kernel(at(images_NF), at(index_B), rows, features, at(mean), at(inverse_std), mean.size == 1, at(x_BF))
         return None
@@ -80,11 +83,18 @@ class OpenMP:
     def sum_slots(self, out: Array, slots_SN: Array) -> None:
         self.library.sum_slots(at(out), *slots(slots_SN), out.size)
 
-    def sgd(self, w: Array, g_SN: Array, scale: float, alpha: float, l2: float) -> None:
-        self.library.sgd(at(w), *slots(g_SN), w.size, scale, alpha, l2)
+    def add_product(self, a_BI: Array, b_BO: Array, c_IO: Array) -> None:
+        self._add_product(a_BI, b_BO, c_IO)
 
-    def momentum(self, w: Array, v: Array, g_SN: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
-        self.library.momentum(at(w), at(v), *slots(g_SN), w.size, scale, alpha, mu, l2)
+    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None:
+        scale, alpha, _, _ = steady(pace)
+        if scale == scale:
+            self.library.sgd(at(w), *slots(g_SN), w.size, scale, alpha, l2)
+
+    def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None:
+        scale, alpha, _, _ = steady(pace)
+        if scale == scale:
+            self.library.momentum(at(w), at(v), *slots(g_SN), w.size, scale, alpha, mu, l2)
 
     def adam(
         self,
@@ -92,20 +102,39 @@ class OpenMP:
         m: Array,
         v: Array,
         g_SN: Array,
-        scale: float,
-        alpha: float,
+        pace: Pace | Array,
         beta1: float,
         beta2: float,
         epsilon: float,
-        t: int,
         l2: float,
         decay: float,
     ) -> None:
-        step, root = bias_corrections(alpha, beta1, beta2, t)
-        self.library.adam(
-            at(w), at(m), at(v), *slots(g_SN), w.size,
-            scale, step, beta1, beta2, epsilon * root, l2, 1 - alpha * decay,
-        )  # fmt: skip
+        scale, alpha, correction, root = steady(pace, beta1, beta2)
+        if scale == scale:
+            self.library.adam(
+                at(w), at(m), at(v), *slots(g_SN), w.size,
+                scale, alpha * correction, beta1, beta2, epsilon * root, l2, 1 - alpha * decay,
+            )  # fmt: skip
+
+    def lamb(
+        self,
+        r: Array,
+        w: Array,
+        m: Array,
+        v: Array,
+        g_SN: Array,
+        pace: Pace | Array,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        decay: float,
+    ) -> None:
+        scale, _, correction, root = steady(pace, beta1, beta2)
+        if scale == scale:  # Adam's step of size 1, upwards from the decay
+            np.multiply(w, decay, out=r)
+            self.library.adam(
+                at(r), at(m), at(v), *slots(g_SN), w.size, scale, -correction, beta1, beta2, epsilon * root, 0.0, 1.0
+            )
 
     def meet(self, tickets: Array, rank: int, size: int, ticket: int, spins: int, yields: int) -> bool:
         """Whether all processes have given this ticket or a later one; see kernels/openmp.c."""

@@ -19,22 +19,21 @@ LOSS_DIGITS = 2**20  # multiples of its inverse add up exactly in float64, in an
 def linear(ws: Workspace, x_BI: Array, W_IO: Array, b_O: Array, relu: bool = False) -> Array:
     """y = x W + b, (B, O), or max(x W + b, 0)."""
     y_BO = ws.empty((x_BI.shape[0], W_IO.shape[1]))
-    ws.xp.matmul(x_BI, W_IO, out=y_BO)
-    ws.kernels.bias(y_BO, b_O, relu)
+    ws.kernels.linear(x_BI, W_IO, b_O, y_BO, relu)
     return y_BO
 
 
 def product(ws: Workspace, x_BI: Array, W_IO: Array) -> Array:
     """x W, (B, O)."""
     y_BO = ws.empty((x_BI.shape[0], W_IO.shape[1]))
-    ws.xp.matmul(x_BI, W_IO, out=y_BO)
+    ws.kernels.linear(x_BI, W_IO, None, y_BO, relu=False)
     return y_BO
 
 
 def linear_input_gradient(ws: Workspace, dy_BO: Array, W_IO: Array) -> Array:
     """dx = dy W^T, (B, I)."""
     dx_BI = ws.empty((dy_BO.shape[0], W_IO.shape[0]))
-    ws.xp.matmul(dy_BO, W_IO.T, out=dx_BI)
+    ws.kernels.input_gradient(dy_BO, W_IO, dx_BI)
     return dx_BI
 
 
@@ -42,12 +41,7 @@ def linear_weight_gradient(
     ws: Workspace, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool
 ) -> None:
     """dW = x^T dy and db = sum of dy over the rows, or added to what is there; no db where the bias is elsewhere."""
-    if add:
-        ws.kernels.add_product(x_BI, dy_BO, dW_IO)
-    else:
-        ws.xp.matmul(x_BI.T, dy_BO, out=dW_IO)
-    if db_O is not None:
-        ws.kernels.column_sums(dy_BO, db_O, add)
+    ws.kernels.weight_gradient(x_BI, dy_BO, dW_IO, db_O, add)
 
 
 def relu(ws: Workspace, z: Array) -> Array:

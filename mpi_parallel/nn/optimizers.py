@@ -1,8 +1,8 @@
 """Update rules, from the simplest to the hardest, in the letters of their papers; the formulas stand in the kernels.
 
 A rule holds arrays of state as long as the store and updates any slice of it, so a rank can take the step of its share.
-`g_SN` is the gradient in S slots, one a rank or all in one, which the rule sums as it reads them and `scale` turns into
-the mean; `w` are the weights, `alpha` the learning rate. All arrays are float32, and all but `g_SN` flat.
+`g_SN` is the gradient in S slots, one a rank or all in one, which the rule sums as it reads them and the pace's scale
+turns into the mean; `w` are the weights, `alpha` the learning rate. All arrays are float32, and all but `g_SN` flat.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.device import Array
+from mpi_parallel.device import Array, Pace
 from mpi_parallel.nn.store import ParameterStore
 
 Total = Callable[[NDArray[np.float64]], None]
@@ -38,18 +38,18 @@ class Optimizer(ABC):
         """
         self.steps += 1
         state = (array[owned] for array in self.state.values())
-        self.update(self.store.weights[owned], self.store.terms[:, owned], scale, alpha, *state)
+        self.update(self.store.weights[owned], self.store.terms[:, owned], Pace(scale, alpha, self.steps), *state)
 
     @abstractmethod
-    def update(self, w: Array, g_SN: Array, scale: float, alpha: float, *state: Array) -> None:
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
         """The rule, for arrays of one length."""
 
 
 class SGD(Optimizer):
     """w -= alpha g; weight decay is a term of the gradient, as in Momentum and Adam."""
 
-    def update(self, w: Array, g_SN: Array, scale: float, alpha: float, *state: Array) -> None:
-        self.kernels.sgd(w, g_SN, scale, alpha, self.weight_decay)
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
+        self.kernels.sgd(w, g_SN, pace, self.weight_decay)
 
 
 class Momentum(Optimizer):
@@ -58,9 +58,9 @@ class Momentum(Optimizer):
     names = ("v",)
     mu = 0.9
 
-    def update(self, w: Array, g_SN: Array, scale: float, alpha: float, *state: Array) -> None:
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
         (v,) = state
-        self.kernels.momentum(w, v, g_SN, scale, alpha, self.mu, self.weight_decay)
+        self.kernels.momentum(w, v, g_SN, pace, self.mu, self.weight_decay)
 
 
 class Adam(Optimizer):
@@ -70,11 +70,10 @@ class Adam(Optimizer):
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     decoupled = False
 
-    def update(self, w: Array, g_SN: Array, scale: float, alpha: float, *state: Array) -> None:
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
         l2, decay = (0.0, self.weight_decay) if self.decoupled else (self.weight_decay, 0.0)
         m, v = state
-        constants = (self.beta1, self.beta2, self.epsilon)
-        self.kernels.adam(w, m, v, g_SN, scale, alpha, *constants, self.steps, l2, decay)
+        self.kernels.adam(w, m, v, g_SN, pace, self.beta1, self.beta2, self.epsilon, l2, decay)
 
 
 class AdamW(Adam):
@@ -95,22 +94,24 @@ class LAMB(Adam):
     def __init__(self, store: ParameterStore, weight_decay: float = 0.0) -> None:
         super().__init__(store, weight_decay)
         self.r: Array = store.device.xp.zeros(store.size, np.float32)
+        self.squares: Array = store.device.xp.zeros((len(store.parameters), 2), np.float64)  # of w and r, by parameter
 
     def step(self, owned: slice, alpha: float, scale: float = 1.0, total: Total | None = None) -> None:
         self.steps += 1
-        w, r = self.store.weights, self.r
+        w, r, pace = self.store.weights, self.r, Pace(scale, alpha, self.steps)
         m, v = (array[owned] for array in self.state.values())
-        # Adam's step of size 1, upwards from the decay.
-        self.store.device.xp.multiply(w[owned], self.weight_decay, out=r[owned])
-        constants = (self.beta1, self.beta2, self.epsilon)
-        self.kernels.adam(r[owned], m, v, self.store.terms[:, owned], scale, -1.0, *constants, self.steps, 0.0, 0.0)
+        constants = (self.beta1, self.beta2, self.epsilon, self.weight_decay)
+        self.kernels.lamb(r[owned], w[owned], m, v, self.store.terms[:, owned], pace, *constants)
         parts = [_overlap(parameter.span, owned) for parameter in self.store.parameters.values()]
-        squares = np.array([[float(self.store.device.xp.dot(a[part], a[part])) for a in (w, r)] for part in parts])
+        for part, squares in zip(parts, self.squares, strict=True):
+            self.kernels.squares(w[part], squares[:1])
+            self.kernels.squares(r[part], squares[1:])
         if total is not None:
-            total(squares)
-        for part, (of_w, of_r) in zip(parts, np.sqrt(squares), strict=True):
-            r[part] *= alpha * float(of_w / of_r if of_w and of_r else 1.0)
-            w[part] -= r[part]
+            values = self.store.device.to_host(self.squares)
+            total(values)
+            self.store.device.refill(self.squares, values)
+        for part, squares in zip(parts, self.squares, strict=True):
+            self.kernels.trust(w[part], r[part], squares, pace)
 
 
 def _overlap(span: slice, owned: slice) -> slice:

@@ -208,5 +208,20 @@ class Strict:
     def synchronize(self) -> None:
         pass
 
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def fetch(self, array: Any, pinned: np.ndarray) -> None:
+        pinned[...] = array._values
+
+    def put(self, pinned: np.ndarray, array: Any) -> None:
+        array._values[...] = pinned
+
+    def mark(self) -> Callable[[], None]:
+        return self.synchronize
+
     def describe(self) -> str:
         return "strict"

