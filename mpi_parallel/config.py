@@ -121,7 +121,11 @@ class DeviceOptions:
     """where the arithmetic runs"""
 
     device: str = option("auto", "auto takes a GPU where there is one for the rank", choices=("auto", "cpu", "cuda"))
-    precision: str = option("float32", "type of the arithmetic", choices=("float32",))
+    precision: str = option(
+        "float32",
+        "numbers in matrix products; all else is float32. A CPU rounds to the narrower ones and is no faster for it",
+        choices=("float32", "tf32", "bfloat16", "float16"),
+    )
     threads: int | None = option(
         None, "threads of a rank; by default its share of the cores that it may use", check=at_least(1)
     )

@@ -48,7 +48,8 @@ def main(world: Communicator, arguments: list[str]) -> int:
     classes = class_count(data, training, [validation, test], comm)
     clock.enter("other")
 
-    model = open_model(device, (data.features, *config.model.hidden, classes), grid, config.model.dropout, batch.seed)
+    widths, precision = (data.features, *config.model.hidden, classes), config.device.precision
+    model = open_model(device, widths, grid, config.model.dropout, batch.seed, precision)
     engine = open_engine(
         model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None, clock
     )

@@ -25,6 +25,7 @@ class Replica:
         `on_ready` hears of parameters whose gradient is complete, every parameter once a group, also on a rank without
         rows; `collect` takes what the store holds when a group is complete.
         """
+        self.store.narrow()
         for group in batch.groups():
             self.store.zero_grad()
             parts = list(group.parts(self.micro_batch))
@@ -39,6 +40,7 @@ class Replica:
     def score(self, rows: Rows) -> tuple[float, int, int]:
         """Summed loss, number correct and number of these rows, without dropout; the sums of ranks add up exactly."""
         loss, correct = 0.0, 0
+        self.store.narrow()
         rows.rewind()
         for start in range(0, len(rows), EVALUATION_ROWS):
             self.workspace.reset()

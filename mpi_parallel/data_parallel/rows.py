@@ -41,15 +41,15 @@ class Rows:
         return int(self.labels.max()) if len(self.labels) else -1
 
     def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
-        """Standardised images (B, features) float32 and labels (B,) int32 of the rows in `index` (B,) int64.
+        """Standardised images (B, features) as operands, and labels (B,) int32 of the rows in `index` (B,) int64.
 
         `keys` (B,) uint32 name the rows to what is random in their augmentation.
         """
-        x, t = ws.empty((len(index), self.images.shape[1])), ws.empty((len(index),), np.int32)
+        x, t = ws.operand((len(index), self.images.shape[1])), ws.empty((len(index),), np.int32)
         for where, images, labels, chosen in self.pieces(index):
             ws.xp.take(labels, chosen, out=t[where], **self._unchecked)
             self._standardise(ws, images, chosen, x[where], None if keys is None else keys[where])
-        return x, t
+        return ws.narrowed(x), t
 
     def labels_of(self, ws: Workspace, index: Array) -> Array:
         """The labels that `gather` would give, without looking at the images."""

@@ -43,6 +43,9 @@ class Cuda:
     def refill(self, array: Array, values: NDArray[Any]) -> None:
         array[...] = self.xp.asarray(values)
 
+    def storage(self, precision: str) -> Any:
+        return np.float32
+
     def empty_bytes(self, count: int) -> Array:
         block: Array = self.xp.empty(count, "uint8")  # CuPy's pool gives multiples of 512 bytes
         return block

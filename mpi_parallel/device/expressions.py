@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from types import ModuleType
 
+import numpy as np
+
 from mpi_parallel.device.hashing import combine
 from mpi_parallel.device.interface import (
     BEGUN,
@@ -29,6 +31,9 @@ from mpi_parallel.device.products import Products
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
 LARGEST_LOSS_SCALE = 2.0**24
+# Bits of the fraction, of which float32 has 23. bfloat16 and TF32 have float32's exponents, float16 has fewer.
+FRACTION = {"bfloat16": 7, "float16": 10, "tf32": 10}
+SMALLEST_FLOAT16, BEYOND_FLOAT16 = 2.0**-14, 65520.0  # the smallest normal one; from here on they are infinite
 
 
 class Expressions(Products):
@@ -61,6 +66,23 @@ class Expressions(Products):
             sums_O += a_BO.sum(axis=0)
         else:
             self.xp.sum(a_BO, axis=0, out=sums_O)
+
+    def narrow(self, a: Array, out: Array, precision: str) -> None:
+        """out = a rounded to the nearest number of a narrower format (see FRACTION); out may be a.
+
+        The arrays are float32 here; devices that have arrays of the format may write into one of these.
+        """
+        lost = 23 - FRACTION[precision]
+        bits = a.view("uint32")
+        rounded = (bits + ((bits >> lost) & 1) + (2 ** (lost - 1) - 1)) & (2**32 - 2**lost)
+        narrow = self.xp.where(a == a, rounded.view("float32"), a)  # NaN stays
+        if precision == "float16":  # below 2^-14 in steps of 2^-24, beyond 65504 infinite
+            size = self.xp.abs(a)
+            sign = self.xp.where(a < 0, np.float32(-1), np.float32(1))
+            small = ((size + np.float32(0.75)) - np.float32(0.75)) * sign
+            narrow = self.xp.where(size < SMALLEST_FLOAT16, small, narrow)
+            narrow = self.xp.where(size >= BEYOND_FLOAT16, sign * np.float32(np.inf), narrow)
+        out[...] = narrow
 
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:
         """y = x times 0 with probability `rate`, else 1 / (1 - rate) (inverted dropout, Srivastava et al. 2014).

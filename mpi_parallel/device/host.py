@@ -40,6 +40,9 @@ class Host:
     def refill(self, array: NDArray[Any], values: NDArray[Any]) -> None:
         assert array is values
 
+    def storage(self, precision: str) -> Any:
+        return np.float32  # a core has no products of narrower numbers: they are rounded, and summed in float32
+
     def empty_bytes(self, count: int) -> NDArray[Any]:
         block = np.empty(count + ALIGNMENT, np.uint8)  # NumPy itself promises 16 bytes
         start = -block.ctypes.data % ALIGNMENT

@@ -58,6 +58,8 @@ class Kernels(Protocol):
 
     def column_sums(self, a_BO: Array, sums_O: Array, add: bool) -> None: ...
 
+    def narrow(self, a: Array, out: Array, precision: str) -> None: ...
+
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None: ...
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None: ...
@@ -128,6 +130,12 @@ class Device(Protocol):
 
     def refill(self, array: Array, values: NDArray[Any]) -> None:
         """Copy values that `to_host` gave back into the array; nothing to do where they are the same."""
+
+    def storage(self, precision: str) -> Any:
+        """The dtype of arrays of numbers of this format (nn/precision.py).
+
+        float32 where the device has no such arrays, which then hold float32 numbers that are rounded to the format.
+        """
 
     def empty_bytes(self, count: int) -> Array:
         """(count,) uint8 with arbitrary contents, from an address that is a multiple of host.ALIGNMENT."""

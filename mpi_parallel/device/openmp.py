@@ -18,11 +18,13 @@ POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes
 SLOTS = [POINTER, LONG, INT]  # the first, the distance to the next in elements, how many
 LIBRARY = Path(__file__).parent / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
+NARROWINGS = {"bfloat16": "to_bfloat16", "float16": "to_float16", "tf32": "to_tf32"}
 SIGNATURES: dict[str, list[Any]] = {
     **{name: [POINTER, POINTER, LONG, LONG, POINTER, POINTER, INT, POINTER] for name in GATHERS.values()},
     "bias": [POINTER, POINTER, LONG, LONG, INT],
     "relu_gradient": [POINTER, POINTER, LONG],
     "column_sums": [POINTER, POINTER, LONG, LONG, INT],
+    **{name: [POINTER, POINTER, LONG] for name in NARROWINGS.values()},
     "cross_entropy": [POINTER, POINTER, POINTER, POINTER, POINTER, LONG, LONG, POINTER],
     "dropout": [POINTER, POINTER, POINTER, LONG, LONG, ctypes.c_uint32, ctypes.c_uint32, FLOAT, ctypes.c_uint32],
     "sum_slots": [POINTER, *SLOTS, LONG],
@@ -50,6 +52,7 @@ class OpenMP(Expressions):
         self.name = f"OpenMP kernels ({self.library.instruction_set().decode()})"
         self._gathers: dict[Any, Callable[..., None]] = {d: getattr(self.library, n) for d, n in GATHERS.items()}
         self._add_product = find_add_product() or super().add_product
+        self._narrowings: dict[str, Callable[..., None]] = {f: getattr(self.library, n) for f, n in NARROWINGS.items()}
         self._rows = np.empty((2, 0), np.float32)  # scratch of cross_entropy: loss and hit of each row
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
@@ -68,6 +71,9 @@ class OpenMP(Expressions):
 
     def column_sums(self, a_BO: Array, sums_O: Array, add: bool) -> None:
         self.library.column_sums(at(a_BO), at(sums_O), *a_BO.shape, add)
+
+    def narrow(self, a: Array, out: Array, precision: str) -> None:
+        self._narrowings[precision](at(a), at(out), a.size)
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None:
         rows, classes = z_BK.shape

@@ -17,8 +17,10 @@ class Workspace:
     a new size finds the arena too small: it is served by arrays of its own, and `reset` makes the arena large enough.
     """
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, device: Device, precision: str = "float32") -> None:
+        """`precision` is that of the numbers that go into matrix products (nn/precision.py)."""
+        self.device, self.precision = device, precision
+        self.storage = np.dtype(device.storage(precision))
         self.xp, self.kernels = device.xp, device.kernels
         self._arena: Array = device.empty_bytes(0)
         self._views: dict[tuple[int, tuple[int, ...], Any], tuple[Array, int]] = {}
@@ -32,6 +34,18 @@ class Workspace:
             found = self._views[key] = self._cut(shape, np.dtype(dtype))
         array, self._used = found
         return array
+
+    def operand(self, shape: tuple[int, ...]) -> Array:
+        """The same for what goes into matrix products, of the type that the device keeps their format in."""
+        return self.empty(shape, self.storage)
+
+    def narrowed(self, a: Array) -> Array:
+        """These numbers rounded to the format of operands: in place where that has no type of its own."""
+        if self.precision == "float32" or a.dtype == self.storage != np.float32:
+            return a
+        out = a if a.dtype == self.storage else self.operand(a.shape)
+        self.kernels.narrow(a, out, self.precision)
+        return out
 
     def reset(self) -> None:
         """Start again: every array handed out since the last reset is dead."""
@@ -56,8 +70,8 @@ class Workspace:
 class Ring(Workspace):
     """Several arenas, numbered from 0, one of them in use: what was cut from the others lives until they are reset."""
 
-    def __init__(self, device: Device) -> None:
-        super().__init__(device)
+    def __init__(self, device: Device, precision: str = "float32") -> None:
+        super().__init__(device, precision)
         self._turned: dict[int, tuple[Array, dict[Any, tuple[Array, int]], int]] = {}
         self._number = 0
 

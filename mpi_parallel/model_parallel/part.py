@@ -27,9 +27,15 @@ class ModelPart:
     """
 
     def __init__(
-        self, device: Device, widths: Sequence[int], grid: ProcessGrid, dropout: float = 0.0, seed: int = 0
+        self,
+        device: Device,
+        widths: Sequence[int],
+        grid: ProcessGrid,
+        dropout: float = 0.0,
+        seed: int = 0,
+        precision: str = "float32",
     ) -> None:
-        """`widths` are those of the whole network: features, hidden widths, classes.
+        """`widths` are those of the whole network: features, hidden widths, classes; `precision` as of nn.mlp.MLP.
 
         Raises InputError where there are more stages than layers or a slice would be empty.
         """
@@ -38,9 +44,9 @@ class ModelPart:
         self.stages = place(widths, grid.pipe.size)
         cuts = cuts_of(widths, grid.tensor.size, grid.tensor.rank)
         self.cuts = [cuts[number] for number in self.stages[grid.pipe.rank]]
-        self.workspace, self._host = Ring(device), grid.model.on_host()
+        self.workspace, self._host = Ring(device, precision), grid.model.on_host()
         # The last layer first: backward completes it first.
-        self.store = ParameterStore(device, [shape for cut in reversed(self.cuts) for shape in cut.shapes])
+        self.store = ParameterStore(device, [shape for cut in reversed(self.cuts) for shape in cut.shapes], precision)
         linear = [self._layer(cut) for cut in self.cuts]
         self.training = Sequential(self._with_dropout(linear, dropout))
         self.inference = Sequential(linear)
@@ -57,11 +63,13 @@ class ModelPart:
     def loss_gradient(self, z_BK: Array, t_B: Array, tail: Array) -> Array:
         """On the last stage: dz of the summed cross-entropy for this rank's classes. Overwrites z.
 
-        Adds the loss of all classes and the number correct to the tail, the same on all tensor ranks.
+        Adds the loss of all classes and the number correct to the tail, the same on all tensor ranks. dz is scaled.
         """
         if self.grid.tensor.size == 1:
-            return F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
-        return split_cross_entropy(self.workspace, z_BK, t_B, tail, self.cuts[-1].columns, self.grid.tensor)
+            dz_BK = F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
+        else:
+            dz_BK = split_cross_entropy(self.workspace, z_BK, t_B, tail, self.cuts[-1].columns, self.grid.tensor)
+        return F.scaled(self.workspace, dz_BK, self.store.loss_scale.value)
 
     def weights(self) -> Iterator[NDArray[np.float32]]:
         """Whole weights in the host's memory, as MLP.weights, on every rank of `grid.model`: all call it together.

@@ -101,6 +101,7 @@ class PipelineStage:
         Loss and number correct come into the tail of the last stage, the counts into that of all. `on_ready` and
         `collect` are called as by data_parallel.replica.
         """
+        self.store.narrow()
         queue = list(self._micro_batches(batch))
         plan = self._plan(len(queue))
         self._expect(queue, 0, plan.held)
@@ -115,6 +116,7 @@ class PipelineStage:
     def score(self, rows: Rows) -> tuple[float, int, int]:
         """Summed loss, number correct and number of these rows, without dropout; on the last stage, else no sums."""
         loss, correct = 0.0, 0
+        self.store.narrow()
         rows.rewind()
         starts = range(0, len(rows), self.scored)
         lengths = [min(self.scored, len(rows) - start) for start in starts]
@@ -165,7 +167,7 @@ class PipelineStage:
         if self.before is None:
             return None
         self._turn(INPUT - place)
-        return self.before.expect(self.workspace.empty((rows, self.model.fan_in)))
+        return self.before.expect(self.workspace.operand((rows, self.model.fan_in)))
 
     def _turn(self, arena: int) -> None:
         """From now on cut from this arena, whose contents are not needed any more."""
@@ -189,7 +191,7 @@ class PipelineStage:
             this.gradient = partial(self.model.loss_gradient, y, t, self.store.tail)
         else:
             self.clock.enter("merge", "send", number)
-            this.gradient = self.behind.expect(ws.empty(y.shape)).wait
+            this.gradient = self.behind.expect(ws.operand(y.shape)).wait
             self.behind.send(y)
         self._expect(queue, number + 1, held)
 

@@ -4,7 +4,7 @@
     RowParallelLinear      x = [x_0|x_1] W = [ W_0 ; W_1 ]     y = sum of x_r W_r;      dx_r = dy W_r^T: no message
 
 They are ordinary layers. "Whole" arrays are the same on all ranks of the communicator. Letters of the shapes: B rows,
-I inputs, O outputs, K classes, each those of this rank's slice where the layer is cut along them. All float32.
+I inputs, O outputs, K classes, each those of this rank's slice where the layer is cut along them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ColumnParallelLinear(Linear):
         self.comm = comm
 
     def forward(self, x_BI: Array, keys: Array | None = None) -> tuple[Array, Backward]:
-        y_BO = F.linear(self.ws, x_BI, self.W.value, self.b.value, self.relu)
+        y_BO = F.linear(self.ws, x_BI, self.W.factor, self.b.value, self.relu)
 
         def backward(dy_BO: Array) -> Array:
             if self.relu:
@@ -33,11 +33,11 @@ class ColumnParallelLinear(Linear):
             if self.first:
                 self._weight_gradient(x_BI, dy_BO)
                 return dy_BO
-            dx_BI = F.linear_input_gradient(self.ws, dy_BO, self.W.value)
+            dx_BI = F.linear_input_gradient(self.ws, dy_BO, self.W.factor)
             sum_of_dx = self.comm.begin_sum(dx_BI)  # travels while dW is computed
             self._weight_gradient(x_BI, dy_BO)
             sum_of_dx.wait()
-            return dx_BI
+            return self.ws.narrowed(dx_BI)
 
         return y_BO, backward
 
@@ -65,7 +65,7 @@ class RowParallelLinear:
     def forward(self, x_BI: Array, keys: Array | None = None) -> tuple[Array, Backward]:
         if self.first:
             x_BI = x_BI[:, self.inputs]
-        y_BO = F.product(self.ws, x_BI, self.W.value)
+        y_BO = F.product(self.ws, x_BI, self.W.factor)
         if self.b is not None:
             self.ws.kernels.bias(y_BO, self.b.value, False)
         self.comm.sum(y_BO)
@@ -77,7 +77,9 @@ class RowParallelLinear:
                 dy_BO = F.relu_gradient(self.ws, dy_BO, y_BO)
             db_O = None if self.b is None else self.b.gradient
             F.linear_weight_gradient(self.ws, x_BI, dy_BO, self.W.gradient, db_O, self.store.accumulating)
-            return dy_BO if self.first else F.linear_input_gradient(self.ws, dy_BO, self.W.value)
+            if self.first:
+                return dy_BO
+            return self.ws.narrowed(F.linear_input_gradient(self.ws, dy_BO, self.W.factor))
 
         return y_BO, backward
 

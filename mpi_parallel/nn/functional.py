@@ -1,8 +1,12 @@
 """Each operation beside its gradient: matrix products, and the device's kernels for the rest.
 
 Letters of the shapes: B rows of the batch, I inputs, O outputs. `dx` stands for dL/dx, where the loss L is summed over
-rows; the division by the number of rows happens once, after the ranks' sums are merged. All floating arrays are float32
-and C-contiguous; results go to fresh arrays of the workspace unless an operation says that it is done in place.
+rows; the division by the number of rows happens once, after the ranks' sums are merged. All floating arrays are
+C-contiguous; results go to fresh arrays of the workspace unless an operation says that it is done in place.
+
+What goes into a matrix product is of the workspace's format (precision.py), what comes out is summed in float32. So
+activations behind a relu, their gradients and the `factor` of a weight are operands; logits, weights and the weights'
+gradients are float32.
 """
 
 from __future__ import annotations
@@ -17,21 +21,22 @@ LOSS_DIGITS = 2**20  # multiples of its inverse add up exactly in float64, in an
 
 
 def linear(ws: Workspace, x_BI: Array, W_IO: Array, b_O: Array, relu: bool = False) -> Array:
-    """y = x W + b, (B, O), or max(x W + b, 0)."""
-    y_BO = ws.empty((x_BI.shape[0], W_IO.shape[1]))
+    """y = x W + b, (B, O), the logits, or the operand max(x W + b, 0)."""
+    shape = x_BI.shape[0], W_IO.shape[1]
+    y_BO = ws.operand(shape) if relu else ws.empty(shape)
     ws.kernels.linear(x_BI, W_IO, b_O, y_BO, relu)
-    return y_BO
+    return ws.narrowed(y_BO) if relu else y_BO
 
 
 def product(ws: Workspace, x_BI: Array, W_IO: Array) -> Array:
-    """x W, (B, O)."""
+    """x W, (B, O) float32."""
     y_BO = ws.empty((x_BI.shape[0], W_IO.shape[1]))
     ws.kernels.linear(x_BI, W_IO, None, y_BO, relu=False)
     return y_BO
 
 
 def linear_input_gradient(ws: Workspace, dy_BO: Array, W_IO: Array) -> Array:
-    """dx = dy W^T, (B, I)."""
+    """dx = dy W^T, (B, I) float32; it is to be `narrowed` once it is complete."""
     dx_BI = ws.empty((dy_BO.shape[0], W_IO.shape[0]))
     ws.kernels.input_gradient(dy_BO, W_IO, dx_BI)
     return dx_BI
@@ -45,9 +50,9 @@ def linear_weight_gradient(
 
 
 def relu(ws: Workspace, z: Array) -> Array:
-    """z, in place, becomes max(z, 0)."""
+    """z, in place, becomes max(z, 0), as an operand."""
     ws.xp.maximum(z, 0, out=z)
-    return z
+    return ws.narrowed(z)
 
 
 def relu_gradient(ws: Workspace, dy: Array, y: Array) -> Array:
@@ -61,15 +66,22 @@ def dropout(ws: Workspace, x_BU: Array, keys_B: Array, layer: int, rate: float, 
 
     The columns of x are the layer's units from `first` on.
     """
-    y_BU = ws.empty(x_BU.shape)
+    y_BU = ws.operand(x_BU.shape)
     ws.kernels.dropout(x_BU, keys_B, combine_int(layer), rate, y_BU, first)
-    return y_BU
+    return ws.narrowed(y_BU)
 
 
 def softmax_cross_entropy(ws: Workspace, z_BK: Array, t_B: Array, tail: Array) -> Array:
     """z, in place, becomes dz = softmax(z) - onehot(t); adds the summed loss and the number correct to tail[0:2]."""
     ws.kernels.cross_entropy(z_BK, t_B, tail)
     return z_BK
+
+
+def scaled(ws: Workspace, dz_BK: Array, factor: float) -> Array:
+    """dz, in place, times the factor of the loss, as an operand."""
+    if factor != 1:
+        ws.xp.multiply(dz_BK, factor, out=dz_BK)
+    return ws.narrowed(dz_BK)
 
 
 def round_finite(loss: float) -> float:

@@ -39,14 +39,16 @@ class Linear:
         self.parameters = (self.W, self.b)
 
     def forward(self, x_BI: Array, keys: Array | None = None) -> tuple[Array, Backward]:
-        y_BO = F.linear(self.ws, x_BI, self.W.value, self.b.value, self.relu)
+        y_BO = F.linear(self.ws, x_BI, self.W.factor, self.b.value, self.relu)
 
         def backward(dy_BO: Array) -> Array:
             if self.relu:
                 dy_BO = F.relu_gradient(self.ws, dy_BO, y_BO)
             add = self.store.accumulating
             F.linear_weight_gradient(self.ws, x_BI, dy_BO, self.W.gradient, self.b.gradient, add)
-            return dy_BO if self.first else F.linear_input_gradient(self.ws, dy_BO, self.W.value)
+            if self.first:
+                return dy_BO
+            return self.ws.narrowed(F.linear_input_gradient(self.ws, dy_BO, self.W.factor))
 
         return y_BO, backward
 

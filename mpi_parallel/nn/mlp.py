@@ -63,12 +63,17 @@ class Network(Protocol):
 class MLP:
     """The network in two forms over the same weights: `training`, with dropout, and `inference`, without."""
 
-    def __init__(self, device: Device, widths: Sequence[int], dropout: float = 0.0, seed: int = 0) -> None:
-        """`widths` are the features, the hidden widths and the number of classes: 784 128 64 10."""
+    def __init__(
+        self, device: Device, widths: Sequence[int], dropout: float = 0.0, seed: int = 0, precision: str = "float32"
+    ) -> None:
+        """`widths` are the features, the hidden widths and the number of classes: 784 128 64 10.
+
+        `precision` is that of the numbers in matrix products (precision.py).
+        """
         self.widths = tuple(widths)
         self.depth = len(widths) - 1
-        self.workspace = ws = Workspace(device)
-        self.store = ParameterStore(device, _shapes(widths))
+        self.workspace = ws = Workspace(device, precision)
+        self.store = ParameterStore(device, _shapes(widths), precision)
         linear = [Linear(ws, self.store, number, relu=number < self.depth - 1) for number in range(self.depth)]
         self.training = Sequential(_stack(ws, linear, dropout))
         self.inference = Sequential(linear)
@@ -77,8 +82,12 @@ class MLP:
             self.store.parameters[f"W{number}"].value[...] = start
 
     def loss_gradient(self, z_BK: Array, t_B: Array, tail: Array) -> Array:
-        """dz of the summed cross-entropy; adds the loss and the number correct to tail[0:2]. Overwrites z."""
-        return F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
+        """dz of the summed cross-entropy; adds the loss and the number correct to tail[0:2]. Overwrites z.
+
+        dz is scaled (nn/precision.py), the loss is not.
+        """
+        dz_BK = F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
+        return F.scaled(self.workspace, dz_BK, self.store.loss_scale.value)
 
     def weights(self) -> list[NDArray[np.float32]]:
         """Whole weights in the host's memory, layer by layer: W (in, out), then b (out,)."""

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from mpi_parallel.device import Array, Device
+from mpi_parallel.nn.precision import LossScale
 
 # Behind the gradients travel the batch's sums, so that one collective merges everything.
 LOSS, CORRECT, COUNT, STOP, BAD = range(5)  # BAD: 0, or NaN where a gradient is not finite
@@ -17,30 +18,39 @@ TAIL = 5
 
 @dataclass(eq=False)
 class Parameter:
-    """A trainable array: views of its value and its gradient (float32, one shape), and where the store keeps them."""
+    """A trainable array: views of its value and its gradient (float32, one shape), and where the store keeps them.
+
+    `factor` is what matrix products take of it: the value itself, or the value rounded to the store's format.
+    """
 
     name: str
     value: Array
     gradient: Array
+    factor: Array
     span: slice
 
 
 class ParameterStore:
     """A flat float32 array of weights, and one of gradients and tail, in the order in which backward completes them."""
 
-    def __init__(self, device: Device, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        """`shapes` names every parameter, those whose gradient is ready first in front."""
+    def __init__(
+        self, device: Device, shapes: Sequence[tuple[str, tuple[int, ...]]], precision: str = "float32"
+    ) -> None:
+        """`shapes` names every parameter, those whose gradient is ready first in front; `precision` is the factors'."""
         xp = device.xp
-        self.device = device
+        self.device, self.precision = device, precision
+        self.loss_scale = LossScale(precision)
         self.size = sum(prod(shape) for _, shape in shapes)
         self.accumulating = False  # whether backward adds to the gradients that are there
         self.parameters: dict[str, Parameter] = {}
         weights, merged = xp.zeros(self.size, np.float32), xp.zeros(self.size + TAIL, np.float32)
+        self.factors: Array | None = None if precision == "float32" else xp.zeros(self.size, device.storage(precision))
         start = 0
         for name, shape in shapes:
             span = slice(start, start := start + prod(shape))
-            views = weights[span].reshape(shape), merged[span].reshape(shape)
-            self.parameters[name] = Parameter(name, *views, span)
+            held = weights, merged, weights if self.factors is None else self.factors
+            value, gradient, factor = (array[span].reshape(shape) for array in held)
+            self.parameters[name] = Parameter(name, value, gradient, factor, span)
         self._hold(weights, merged)
 
     def move(self, weights: Array, merged: Array) -> None:
@@ -52,6 +62,8 @@ class ParameterStore:
             shape = parameter.value.shape
             parameter.value = weights[parameter.span].reshape(shape)
             parameter.gradient = merged[parameter.span].reshape(shape)
+            if self.factors is None:
+                parameter.factor = parameter.value
         self._hold(weights, merged)
 
     def _hold(self, weights: Array, merged: Array) -> None:
@@ -60,6 +72,11 @@ class ParameterStore:
         self.gradients: Array = merged[: self.size]
         self.tail: Array = merged[self.size :]
         self.terms: Array = self.gradients[None]  # (S, size): rows whose sum in their order is the gradient to apply
+
+    def narrow(self) -> None:
+        """Bring the factors up to date with the weights: before the first product, whoever has changed them."""
+        if self.factors is not None:
+            self.device.kernels.narrow(self.weights, self.factors, self.precision)
 
     def zero_grad(self) -> None:
         """Start a step: no counts, and the first backward overwrites the gradients, which spares clearing them."""

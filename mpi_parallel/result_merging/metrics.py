@@ -21,6 +21,7 @@ class Totals:
     count: int
     stop: bool  # some rank was asked to stop
     finite: bool  # whether the step may be taken: all ranks' losses and gradients are finite
+    skipped: bool = False  # it was not taken because the loss scale of float16 was too large: nothing is wrong
 
     @classmethod
     def of(cls, tail: NDArray[np.floating[Any]]) -> Totals:

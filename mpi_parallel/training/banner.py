@@ -14,6 +14,7 @@ from mpi4py import MPI
 
 import mpi_parallel
 from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
+from mpi_parallel.device import Device
 from mpi_parallel.device.host import blas_complaint, fair_threads, set_threads, usable_cores
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
@@ -56,6 +57,14 @@ def settle_threads(asked: int | None, node: Communicator) -> int:
     return count
 
 
+def precision_line(precision: str, device: Device) -> str:
+    """What is multiplied in which numbers, for people."""
+    if precision == "float32":
+        return precision
+    rounded = ", rounded to it on the CPU, which is slower than float32" if device.kind == "cpu" else ""
+    return f"{precision} in matrix products{rounded}; weights and sums in float32"
+
+
 def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: Choice) -> None:
     """Show the banner and write the start event."""
     config, training, device = run.config, run.training, run.engine.store.device
@@ -90,6 +99,7 @@ def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: 
         f"{data.dtype} {' x '.join(map(str, data.shape))}",
         f"held        {training.holding}, {training.told()}",
         f"network     {' - '.join(map(str, widths))}: {facts['parameters']:,} parameters",
+        f"precision   {precision_line(config.device.precision, device)}",
         f"layout      {layout}",
         f"merged by   {choice}",
     ):

@@ -103,7 +103,7 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
             break
         rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
         totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop))
-        if not totals.finite:
+        if not (totals.finite or totals.skipped):
             logger.warning(
                 "step %d: loss %s, and the gradient is not finite: training went bad", run.step + 1, totals.loss
             )
@@ -126,7 +126,7 @@ def _end_epoch(run: Run, patience: Patience) -> str:
     phases, slowest = _accounts(run)  # now, as evaluation takes time, too
     trained = score(*run.sums)
     held_out = evaluate(run, run.validation)
-    rule = run.config.optimizer
+    rule, scale = run.config.optimizer, run.engine.store.loss_scale
     rate = learning_rate(run.step - 1, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
     run.folder.event(
         "epoch", epoch=run.epochs, step=run.step, samples=run.samples, seconds=seconds,
@@ -134,6 +134,7 @@ def _end_epoch(run: Run, patience: Patience) -> str:
         validation_loss=held_out.loss if held_out else None, validation_accuracy=held_out.accuracy if held_out else
         None,
         lr=rate, seconds_by_phase=phases, slowest_rank=slowest, seconds_to_first_step=run.first_step,
+        loss_scale=scale.value, skipped_steps=scale.skipped,
     )  # fmt: skip
     logger.info(_epoch_line(run, trained, held_out, seconds))
     judged, target = held_out or trained, run.config.run.target_accuracy

@@ -18,11 +18,13 @@ from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.training.step import Engine
 
 
-def open_model(device: Device, widths: Sequence[int], grid: ProcessGrid, dropout: float, seed: int) -> MLP | ModelPart:
+def open_model(
+    device: Device, widths: Sequence[int], grid: ProcessGrid, dropout: float, seed: int, precision: str = "float32"
+) -> MLP | ModelPart:
     """The network of these widths, or this rank's part of it. Raises InputError where it cannot be split like that."""
     if grid.model.size == 1:
-        return MLP(device, widths, dropout, seed)
-    return ModelPart(device, widths, grid, dropout, seed)
+        return MLP(device, widths, dropout, seed, precision)
+    return ModelPart(device, widths, grid, dropout, seed, precision)
 
 
 def open_engine(

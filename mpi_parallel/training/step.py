@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -85,7 +86,10 @@ def train_step(
 
     clock.enter("update")
     if totals.finite:
-        optimizer.step(merger.owned, rate, _scale(merger, totals.count, clip_norm), merger.total)  # my share
+        scale = _scale(merger, totals.count * store.loss_scale.value, clip_norm)
+        optimizer.step(merger.owned, rate, scale, merger.total)  # my share
+    if store.loss_scale.update(totals.finite, totals.loss):
+        totals = replace(totals, skipped=True)
 
     clock.enter("merge", "publish")
     merger.publish()  # everyone's weights
@@ -96,9 +100,9 @@ def train_step(
     return totals
 
 
-def _scale(merger: Merger, count: int, clip_norm: float) -> float:
-    """What turns the summed gradient into the mean, cut to the norm that is allowed."""
-    mean = 1 / max(1, count)
+def _scale(merger: Merger, terms: float, clip_norm: float) -> float:
+    """What turns the summed gradient, of so many terms, into the mean, cut to the norm that is allowed."""
+    mean = 1 / max(1.0, terms)
     if not clip_norm:
         return mean
     return mean * min(1.0, clip_norm / max(merger.norm() * mean, 1e-30))

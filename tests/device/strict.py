@@ -202,6 +202,9 @@ class Strict:
         self.crossings["refill"] += 1
         array._values[...] = values
 
+    def storage(self, precision: str) -> Any:
+        return np.float32
+
     def empty_bytes(self, count: int) -> Any:
         return StrictArray(np.empty(count, np.uint8))
 

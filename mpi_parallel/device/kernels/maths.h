@@ -22,6 +22,33 @@ FN float mp_relu(float z) { return z < 0.0f ? 0.0f : z; }
 /* dz = dy where the output y was positive */
 FN float mp_relu_gradient(float dy, float y) { return y > 0.0f ? dy : 0.0f; }
 
+/* The bits of a number, and back */
+typedef union { float number; unsigned bits; } mp_bits;
+
+/* The nearest number whose fraction has `kept` of float32's 23 bits, ties to even; too large becomes infinite, NaN stays */
+FN float mp_shortened(float a, int kept)
+{
+    mp_bits u;
+    u.number = a;
+    unsigned lost = 23 - kept, half = (1u << (lost - 1)) - 1, nan = (u.bits & 0x7FFFFFFFu) > 0x7F800000u;
+    u.bits = (u.bits + half + ((u.bits >> lost) & 1u)) & ~((1u << lost) - 1);
+    return nan ? a : u.number;
+}
+
+/* To the nearest bfloat16, and to what a tensor core reads of a float32 as TF32 */
+FN float mp_bfloat16(float a) { return mp_shortened(a, 7); }
+FN float mp_tf32(float a) { return mp_shortened(a, 10); }
+
+/* To the nearest float16 (IEEE binary16): below 2^-14 in steps of 2^-24, which is the step of float32 around 0.75 */
+FN float mp_float16(float a)
+{
+    float size = fabsf(a), normal = mp_shortened(a, 10), small = (size + 0.75f) - 0.75f;
+    small = a < 0.0f ? -small : small;
+    float finite = size < 6.103515625e-05f ? small : normal;
+    float large = a < 0.0f ? -INFINITY : INFINITY;
+    return size >= 65520.0f ? large : finite;
+}
+
 /* Chris Wellons' lowbias32, as in device/hashing.py */
 FN unsigned mp_mix(unsigned x)
 {

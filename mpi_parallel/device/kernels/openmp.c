@@ -110,6 +110,20 @@ void column_sums(const float *a, float *sums, long rows, long width, int add)
     SHARE(width, rows, column_sums_part(a, sums, rows, begin, end, width, add));
 }
 
+/* --- rounding to the formats of kernels/maths.h --- */
+
+#define NARROW(FORMAT)                                                                                                 \
+    VECTORS static void FORMAT##_part(const float *a, float *out, long begin, long end)                                \
+    {                                                                                                                  \
+        _Pragma("omp simd") for (long i = begin; i < end; ++i) out[i] = mp_##FORMAT(a[i]);                             \
+    }                                                                                                                  \
+    /* out = a in the numbers of the format; out may be a */                                                           \
+    void to_##FORMAT(const float *a, float *out, long n) { SHARE(n, 1, FORMAT##_part(a, out, begin, end)); }
+
+NARROW(bfloat16)
+NARROW(float16)
+NARROW(tf32)
+
 /* --- dropout --- */
 
 VECTORS static void dropout_part(const float *restrict x, const uint32_t *restrict keys, float *restrict y, long begin, long end,
