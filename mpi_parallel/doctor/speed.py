@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mpi_parallel.doctor.report import Section
+from mpi_parallel.mpi.clocks import seconds_behind
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.mpi.probes import clock_offsets, ping_pong
+from mpi_parallel.mpi.probes import ping_pong
 
 COPIED = 1 << 26  # bytes of an array that is copied: far more than the caches hold
 WIDE = 1024  # of a matrix product
@@ -36,7 +37,7 @@ def check(folder: Path | None, world: Communicator) -> Section:
 def clocks(world: Communicator) -> Section:
     """How far the ranks' clocks are apart."""
     section = Section("clocks")
-    offsets = clock_offsets(world)
+    offsets = -world.gather(np.array(seconds_behind(world, time.time)))[:, 0]  # ahead of rank 0
     skew = float(offsets.max() - offsets.min())
     section.tell("skew", f"{_seconds(skew)} between the clocks of the ranks", skew=skew, offsets=offsets.tolist())
     if skew > SKEW:
