@@ -22,6 +22,7 @@ from typing import Any, TextIO, TypeVar
 T = TypeVar("T")
 Check = Callable[[Any], str | None]
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class InputError(ValueError):
@@ -74,6 +75,26 @@ def memory_size(value: str) -> str | None:
         return None if bytes_of(value) > 0 else "must be more than nothing"
     except (ValueError, OverflowError):
         return "give a size such as 512M or 2G"
+
+
+def seconds_of(duration: str) -> float:
+    """The seconds of 90, 90s, 10m, 1.5h, 1d or [hours:]minutes:seconds. Raises ValueError."""
+    text = duration.strip().lower()
+    if ":" in text:
+        parts = [float(part) for part in text.split(":")]
+        if len(parts) > 3 or min(parts) < 0:
+            raise ValueError(duration)
+        return sum(part * 60**power for power, part in enumerate(reversed(parts)))
+    letter = text[-1:] if text[-1:] in SECONDS else ""
+    return float(text.removesuffix(letter)) * SECONDS[letter]
+
+
+def duration(value: str) -> str | None:
+    """A check that `seconds_of` understands the value."""
+    try:
+        return None if 0 <= seconds_of(value) < float("inf") else "must not be negative"
+    except ValueError:
+        return "give a time such as 90s, 10m, 2h or 1:30:00"
 
 
 def share(value: float) -> str | None:

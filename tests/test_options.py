@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from mpi_parallel.options import InputError, at_least, between, option, parse, positive, share, to_tables, write_toml
+from mpi_parallel.options import (
+    InputError,
+    at_least,
+    between,
+    duration,
+    option,
+    parse,
+    positive,
+    seconds_of,
+    share,
+    to_tables,
+    write_toml,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,3 +290,17 @@ class TestHelp:
         with pytest.raises(SystemExit):
             meal("--help", "--zzz")
         assert "--egg-count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1d", 86400), ("2:30", 150), ("1:00:05", 3605), ("0", 0)],
+)
+def test_durations(text, seconds):
+    assert duration(text) is None
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-3", "m", "1:2:3:4", "1:-2", "inf", "nan", "5w"])
+def test_what_is_no_duration(text):
+    assert duration(text)

@@ -6,6 +6,7 @@ where all ranks failed alike, rank 0 tells it and all leave; where one failed al
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -26,16 +27,22 @@ INTERRUPTED = 130  # the shell's status for a program ended by SIGINT
 # Where launchers say how many processes they started, the one nearest to the process first.
 LAUNCHED_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 PATIENCE = 0.5  # seconds that a failing rank waits to see whether all the others fail too
+COMPANY = 10.0  # seconds that a rank which leaves with a status waits for the others to leave as well
 FORWARDING = 0.2  # seconds for the launcher to pass a message on: on an abort MPICH's now and then drops the last
 
 
 def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
-    """Run `main(world, arguments)` on every rank and leave with its status; an exception on any rank ends the job."""
+    """Run `main(world, arguments)` on every rank and leave with its status.
+
+    An exception on any rank ends the job, and so does a status other than 0 that one rank returns alone.
+    """
+    faulthandler.enable()  # a crash shows where it was
     world = Communicator(MPI.COMM_WORLD)
     farewell = MPI.COMM_WORLD.Dup()  # its own communicator: the failing ranks' messages must not meet anybody else's
     try:
         check_launcher(world.size)
         status = main(world, sys.argv[1:])
+        status = status and _leave(farewell, "", status, COMPANY)
     except KeyboardInterrupt:
         status = _leave(farewell, "interrupted", INTERRUPTED)
     except InputError as error:
@@ -63,11 +70,15 @@ def check_launcher(size: int) -> None:
         )
 
 
-def _leave(farewell: MPI.Intracomm, message: str, status: int) -> int:
-    """Tell why this rank leaves, once for the job, and end the job; returns when all ranks leave alike."""
-    if _all_arrive(farewell):
+def _leave(farewell: MPI.Intracomm, message: str, status: int, patience: float = PATIENCE) -> int:
+    """Tell why this rank leaves, once for the job, and end the job; returns when all ranks leave alike.
+
+    Without a message it has been told before, and there is something to tell only when the others stay.
+    """
+    if _all_arrive(farewell, patience):
         _tell_once(farewell, message)
         return status
+    message = message or f"left with status {status}, but other ranks are still at work after {patience:g} s"
     try:
         logger.error("rank %d on %s: %s", farewell.rank, MPI.Get_processor_name(), message)
         logging.shutdown()
@@ -80,7 +91,7 @@ def _leave(farewell: MPI.Intracomm, message: str, status: int) -> int:
 def _tell_once(farewell: MPI.Intracomm, message: str) -> None:
     """Rank 0 tells what all ranks met: once if it is the same, else the first few with their rank and host."""
     stories = farewell.gather((message, MPI.Get_processor_name()))
-    if stories is None:
+    if stories is None or not any(story for story, _ in stories):
         return
     if len({story for story, _ in stories}) == 1:
         logger.error(message)
@@ -89,12 +100,16 @@ def _tell_once(farewell: MPI.Intracomm, message: str) -> None:
         logger.error("rank %d on %s: %s", rank, host, story)
 
 
-def _all_arrive(farewell: MPI.Intracomm) -> bool:
-    """Whether all ranks get here within PATIENCE; a rank that does not is waiting in some message."""
-    arrival, deadline = farewell.Ibarrier(), time.monotonic() + PATIENCE
-    while not arrival.Test():
-        if time.monotonic() > deadline:
-            time.sleep(2 * FORWARDING * min(farewell.rank, 6))  # if several fail, the lowest speaks and ends the others
-            return False
-        time.sleep(0.005)
+def _all_arrive(farewell: MPI.Intracomm, patience: float) -> bool:
+    """Whether all ranks get here within some seconds; a rank that does not is waiting in some message, or dead."""
+    deadline = time.monotonic() + patience
+    try:
+        arrival = farewell.Ibarrier()
+        while not arrival.Test():
+            if time.monotonic() > deadline:
+                time.sleep(2 * FORWARDING * min(farewell.rank, 6))  # if several fail, the lowest speaks, ends the others
+                return False
+            time.sleep(0.005)
+    except MPI.Exception:  # an MPI with fault tolerance knows of the dead
+        return False
     return True

@@ -144,7 +144,23 @@ def test_one_rank_leaves_by_itself_while_the_others_wait_for_it():
 
 
 def test_the_status_of_main_is_that_of_the_job():
-    assert end_of("return 75").returncode == 75
+    ended = end_of("return 75")
+    assert ended.returncode == 75
+    assert "left with status" not in ended.stderr
+
+
+def test_one_rank_returns_a_status_while_the_others_wait_for_it():
+    ended = end_of(
+        """
+        import mpi_parallel.mpi.session
+        mpi_parallel.mpi.session.COMPANY = 1.0
+        if at(1):
+            return 5
+        wait_for_the_others()
+        """
+    )
+    assert ended.returncode == 5
+    assert f"rank 1 on {HOST}: left with status 5, but other ranks are still at work" in ended.stderr
 
 
 class TestLauncher:
