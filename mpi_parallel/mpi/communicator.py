@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.device import Array, Device, Host
 from mpi_parallel.mpi.partition import share
+from mpi_parallel.mpi.pulse import waiting
 
 MOST = 1 << 30  # bytes of a message: beyond 2^31 some libraries and some networks fail
 
@@ -47,6 +48,7 @@ class Communicator:
         """This rank's share of an array of n elements."""
         return share(n, self.size, self.rank)
 
+    @waiting
     def sum(self, array: Array) -> None:
         """Replace the array by its elementwise sum over the ranks, the same bits on all."""
         if self.size > 1:
@@ -55,6 +57,7 @@ class Communicator:
                 self.comm.Allreduce(MPI.IN_PLACE, part, MPI.SUM)
             self.device.refill(array, values)
 
+    @waiting
     def largest(self, array: Array) -> None:
         """Replace the array by its elementwise maximum over the ranks; what becomes of NaN is undefined."""
         if self.size > 1:
@@ -67,6 +70,7 @@ class Communicator:
         """Start to replace the array, which nobody may touch meanwhile, by its sum over the ranks."""
         return PendingSum(self, array)
 
+    @waiting
     def sum_shares(self, array: Array, mine: NDArray[Any]) -> None:
         """Replace this rank's share of a flat array by its sum over the ranks; what becomes of the rest is undefined.
 
@@ -85,6 +89,7 @@ class Communicator:
                 self.comm.Reduce(sender, receiver, MPI.SUM, root)
         array[spans[self.rank]] = self.device.to_device(values[spans[self.rank]])
 
+    @waiting
     def gather_shares(self, array: Array) -> None:
         """Replace the shares of the other ranks by what these have there."""
         if self.size == 1:
@@ -97,24 +102,28 @@ class Communicator:
             self.comm.Allgatherv(MPI.IN_PLACE, [values, (counts, starts)])
         self.device.refill(array, values)
 
+    @waiting
     def total(self, value: float) -> float:
         """The sum of the ranks' numbers, in float64; the same bits on all."""
         values = np.array([value], np.float64)
         self.comm.Allreduce(MPI.IN_PLACE, values, MPI.SUM)
         return float(values[0])
 
+    @waiting
     def maximum(self, value: int) -> int:
         """The largest of the ranks' numbers."""
         values = np.array([value], np.int64)
         self.comm.Allreduce(MPI.IN_PLACE, values, MPI.MAX)
         return int(values[0])
 
+    @waiting
     def gather(self, row: NDArray[Any], rows: NDArray[Any] | None = None) -> NDArray[Any]:
         """(size, *row.shape) on every rank: the host arrays of all ranks, by rank; in `rows` where that is given."""
         rows = np.empty((self.size, *row.shape), row.dtype) if rows is None else rows
         self.comm.Allgather(np.ascontiguousarray(row), rows)
         return rows
 
+    @waiting
     def gather_rows(self, rows: Array, counts: Sequence[int], everyone: Array) -> None:
         """Fill `everyone` (sum of counts, M) with the rows (counts[rank], M) float32 of all ranks, by rank."""
         values, table = self.device.to_host(rows), self.device.to_host(everyone)
@@ -123,6 +132,7 @@ class Communicator:
         row.Free()
         self.device.refill(everyone, table)
 
+    @waiting
     def gather_text(self, text: str) -> list[str]:
         """The ranks' texts on every rank, by rank."""
         return self.comm.allgather(text)
@@ -136,6 +146,7 @@ class Communicator:
         for rank in range(1, self.size):
             yield self.comm.recv(source=rank)
 
+    @waiting
     def broadcast(self, array: NDArray[Any] | None, root: int = 0) -> NDArray[Any]:
         """The root's host array on every rank; only the root needs to give one."""
         assert self.rank != root or array is not None
@@ -146,6 +157,7 @@ class Communicator:
             self.comm.Bcast(part, root)
         return values
 
+    @waiting
     def meet(self) -> None:
         """Wait until all ranks are here."""
         self.comm.Barrier()
@@ -176,6 +188,7 @@ class PendingSum:
         """Whether nothing is left to wait for; MPI works on the sum meanwhile."""
         return MPI.Request.Testall(self._requests)
 
+    @waiting
     def wait(self) -> None:
         """The array holds the sum when this returns."""
         if self._requests:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.device import Array
 from mpi_parallel.mpi.communicator import Communicator, messages
+from mpi_parallel.mpi.pulse import waiting
 
 IN_FLIGHT = 2  # arrays on their way to a neighbour: one that it is about to take, and the next
 
@@ -53,6 +54,7 @@ class Envelope:
         copy[...] = values
         return copy
 
+    @waiting
     def wait(self) -> None:
         """Until what was sent from here has left."""
         MPI.Request.Waitall(self.requests)
@@ -67,6 +69,7 @@ class Expected:
         self._values = array if self._device.kind == "cpu" else np.empty(array.shape, np.float32)
         self._requests = [link.comm.comm.Irecv(part, link.peer) for part in messages(self._values)]
 
+    @waiting
     def wait(self) -> Array:
         """The array, when it has arrived."""
         MPI.Request.Waitall(self._requests)

@@ -107,7 +107,9 @@ def _all_arrive(farewell: MPI.Intracomm, patience: float) -> bool:
         arrival = farewell.Ibarrier()
         while not arrival.Test():
             if time.monotonic() > deadline:
-                time.sleep(2 * FORWARDING * min(farewell.rank, 6))  # if several fail, the lowest speaks, ends the others
+                time.sleep(
+                    2 * FORWARDING * min(farewell.rank, 6)
+                )  # if several fail, the lowest speaks, ends the others
                 return False
             time.sleep(0.005)
     except MPI.Exception:  # an MPI with fault tolerance knows of the dead

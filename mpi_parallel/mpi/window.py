@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mpi_parallel.device.host import usable_cores
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.pulse import waiting
 from mpi_parallel.options import InputError
 
 OF_MPI = 1 << 16  # bytes that MPI may want for itself beside a window
@@ -61,6 +62,7 @@ class SharedWindow:
         array: NDArray[Any] = part.view(dtype).reshape(shape)
         return array
 
+    @waiting
     def meet(self) -> None:
         """Wait until all ranks are here. Each then sees what the others wrote before."""
         self._ticket += 1
