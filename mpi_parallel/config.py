@@ -5,7 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from mpi_parallel.options import InputError, at_least, between, memory_size, option, positive, power_of_two, share
+from mpi_parallel.options import (
+    InputError,
+    at_least,
+    between,
+    duration,
+    memory_size,
+    option,
+    positive,
+    power_of_two,
+    share,
+)
 
 # Counts travel in the float32 tail of the merged gradient, and float32 counts exactly up to here.
 LARGEST_BATCH = 2**24
@@ -151,6 +161,12 @@ class RunOptions:
         "stop when this many epochs brought no lower loss (validation, or training without one)",
         check=at_least(1),
         name="EPOCHS",
+    )
+    hang_timeout: str = option(
+        "10m",
+        "end the job, naming the rank that is missed, once no rank has moved for so long; 0 waits for ever",
+        check=duration,
+        name="TIME",
     )
     trace: bool = option(
         False, "write trace.json: what every rank did when, for ui.perfetto.dev, of the first --trace-steps steps"

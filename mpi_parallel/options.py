@@ -84,7 +84,7 @@ def seconds_of(duration: str) -> float:
         parts = [float(part) for part in text.split(":")]
         if len(parts) > 3 or min(parts) < 0:
             raise ValueError(duration)
-        return sum(part * 60**power for power, part in enumerate(reversed(parts)))
+        return sum(part * (1, 60, 3600)[power] for power, part in enumerate(reversed(parts)))
     letter = text[-1:] if text[-1:] in SECONDS else ""
     return float(text.removesuffix(letter)) * SECONDS[letter]
 

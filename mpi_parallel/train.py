@@ -13,22 +13,30 @@ from mpi_parallel.device import open_device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
+from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.nn.optimizers import RULES
-from mpi_parallel.options import parse
+from mpi_parallel.options import parse, seconds_of
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.fit import Run, fit
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.log import RunFolder
 from mpi_parallel.training.trace import open_trace
+from mpi_parallel.training.watchdog import Watchdog
 
 SENTENCE = "Train an image classifier on all ranks: mpirun -n 4 python -m mpi_parallel.train --data FILE.h5"
 
 
 def main(world: Communicator, arguments: list[str]) -> int:
-    """Build the run from its options, then fit; the exit status."""
+    """Train as the options say, watched over; the exit status."""
     config = parse(TrainConfig, arguments, "mpi_parallel.train", SENTENCE, speaks=world.rank == 0)
+    with Watchdog(world, seconds_of(config.run.hang_timeout)):
+        return train(world, config)
+
+
+def train(world: Communicator, config: TrainConfig) -> int:
+    """Build the run from its options, then fit; the exit status."""
     batch, rule = config.batch, config.optimizer
     node = world.node()
     threads = settle_threads(config.threads, node)
@@ -38,6 +46,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     trace = open_trace(config.run.trace, config.run.trace_steps, clock, world, grid)
 
     clock.enter("data", "read data")
+    PULSE.enter("reading the data")
     data = open_image_set(config.data, batch.seed, comm)
     budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
     peers = grid.model if grid.model.size > 1 else None
@@ -48,6 +57,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     classes = class_count(data, training, [validation, test], comm)
     clock.enter("other")
 
+    PULSE.enter("building the network")
     widths, precision = (data.features, *config.model.hidden, classes), config.device.precision
     model = open_model(device, widths, grid, config.model.dropout, batch.seed, precision)
     engine = open_engine(

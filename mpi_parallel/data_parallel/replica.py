@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
 from mpi_parallel.device.clock import Clock
+from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.functional import round_finite
 from mpi_parallel.nn.layers import Ready
 from mpi_parallel.nn.mlp import Network
@@ -52,6 +53,7 @@ class Replica:
             sums = self.store.device.to_host(self.store.tail)
             loss += round_finite(float(sums[LOSS]))
             correct += int(sums[CORRECT])
+            PULSE.beat()
         return loss, correct, len(rows)
 
     def _accumulate(self, part: Batch, on_ready: Ready, micro: int | None) -> None:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.options import InputError
 
 MOST_CLASSES = 2**20  # where the file does not name its classes: a stray label must not make a network of gigabytes
@@ -50,6 +51,7 @@ class Split:
             # Listed rows are read piece by piece together with what lies between them, of which little is to be held.
             step = len(part) if self.rows is None else LISTED_ROWS
             for start in range(0, len(part), step or 1):
+                PULSE.beat()
                 piece, where = part[start : start + step], slice(start, start + step)
                 if self.rows is None:
                     self.load(source, piece, images[where], labels[where])
@@ -106,6 +108,7 @@ class Split:
         largest = -1
         with open_file(self.path) as file:
             for start in range(part.start, part.stop, LABELS_AT_ONCE):
+                PULSE.beat()
                 piece = range(start, min(start + LABELS_AT_ONCE, part.stop))
                 labels = native(file[self.labels][self.row(piece[0]) : self.row(piece[-1]) + 1])
                 labels = labels if self.rows is None else labels[self.rows[start : piece.stop] - self.row(start)]

@@ -18,6 +18,7 @@ from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.model_parallel.part import ModelPart
 from mpi_parallel.model_parallel.schedules import Action, Forward, Schedule, most_held
 from mpi_parallel.mpi.link import Expected, Link
+from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.functional import round_finite
 from mpi_parallel.nn.layers import Ready
 from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
@@ -125,6 +126,7 @@ class PipelineStage:
             expected = inputs[number]
             inputs += [self._input_of(length, (number + 1) % 2) for length in lengths[number + 1 : number + 2]]
             self._turn(0)
+            PULSE.beat()
             index = self.workspace.xp.arange(start, start + lengths[number])
             x = rows.gather(self.workspace, index)[0] if expected is None else expected.wait()
             y, _ = self.model.inference.forward(x)

@@ -36,10 +36,12 @@ class Communicator:
         """The same ranks, for arrays in the host's memory."""
         return self if self.device.kind == "cpu" else self.on(Host())
 
+    @waiting
     def node(self) -> Communicator:
         """The ranks that share this rank's node."""
         return Communicator(MPI.Intracomm(self.comm.Split_type(MPI.COMM_TYPE_SHARED)), self.device)
 
+    @waiting
     def split(self, group: int) -> Communicator:
         """The ranks that give the same number, in this communicator's order."""
         return Communicator(MPI.Intracomm(self.comm.Split(group, self.rank)), self.device)

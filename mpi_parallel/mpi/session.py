@@ -107,9 +107,8 @@ def _all_arrive(farewell: MPI.Intracomm, patience: float) -> bool:
         arrival = farewell.Ibarrier()
         while not arrival.Test():
             if time.monotonic() > deadline:
-                time.sleep(
-                    2 * FORWARDING * min(farewell.rank, 6)
-                )  # if several fail, the lowest speaks, ends the others
+                # If several fail, the lowest speaks and ends the others.
+                time.sleep(2 * FORWARDING * min(farewell.rank, 6))
                 return False
             time.sleep(0.005)
     except MPI.Exception:  # an MPI with fault tolerance knows of the dead

@@ -12,6 +12,7 @@ from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.loader import Rows, TrainingRows
 from mpi_parallel.device.clock import PHASES, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import weights_sha256
 from mpi_parallel.nn.optimizers import Optimizer
@@ -98,9 +99,11 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
     clock.reset()
     run.sums = [0.0, 0.0, 0.0]
     clock.step = run.step + 1
+    PULSE.enter(f"epoch {run.epochs + 1}")
     for part in clock.booked("data", run.training.epoch(run.epochs, batch.batch_size), "order"):
         if run.step >= run.total_steps:
             break
+        PULSE.take(run.step + 1)
         rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
         totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop))
         if not (totals.finite or totals.skipped):
@@ -148,6 +151,7 @@ def evaluate(run: Run, rows: Rows | None) -> Score | None:
     if rows is None:
         return None
     run.engine.clock.enter("other", "evaluate")
+    PULSE.enter("evaluation")
     mine = run.engine.score(rows)  # the same on all ranks of a model, or known to some of them only
     result = merge_scores(run.comm, *(mine if run.speaks else (0.0, 0, 0)))
     run.engine.clock.enter("other")
@@ -178,6 +182,7 @@ def _end(run: Run, reason: str) -> int:
     if tested and not math.isfinite(tested.loss):  # the last step went bad, which no further one could find out
         logger.warning("test loss %s: training went bad", tested.loss)
         reason = "not-finite"
+    PULSE.enter("the end of the run")
     seconds, digest = process_seconds(), weights_sha256(run.engine.model.pieces())
     run.folder.event(
         "end", step=run.step, epochs=run.epochs, reason=reason, seconds=seconds,
