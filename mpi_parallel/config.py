@@ -162,6 +162,12 @@ class RunOptions:
         check=at_least(1),
         name="EPOCHS",
     )
+    max_bad_steps: int = option(
+        0,
+        "skip up to so many steps whose loss or gradient is not finite; one more ends the run, with status 3",
+        check=at_least(0),
+        name="STEPS",
+    )
     hang_timeout: str = option(
         "10m",
         "end the job, naming the rank that is missed, once no rank has moved for so long; 0 waits for ever",

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel import order
 from mpi_parallel.data_parallel.augmentation import Augmentation
@@ -81,6 +82,7 @@ class TrainingRows:
         self.total, self.of, self.seed, self.comm, self.device = len(data.train), shards, seed, comm, device
         if self.total < comm.size:
             raise InputError(f"{data.path}: {self.total} training rows for {comm.size} ranks: use fewer ranks")
+        self.split, self.name = data.train, f"{data.path}:{data.train.images}"
         self.groups = groups or 1
         self.own_groups = block(groups, comm.size, comm.rank) if groups else range(1)
         self.shards: Sequence[int] = dealt(shards, comm.size, comm.rank) if groups is None else self._of_groups()
@@ -97,6 +99,11 @@ class TrainingRows:
                 f"{data.path}: --reproducible needs the training rows resident: {self.told()}; see --memory"
             )
         (self._keep if fits else self._pass_through)(data, augment)
+
+    def rows_of_file(self, index: NDArray[np.int64]) -> list[int]:
+        """Where in the file the resident rows with these numbers are."""
+        places = np.concatenate([np.arange(part.start, part.stop) for part in self.parts.values()])
+        return [self.split.row(int(place)) for place in places[index]]
 
     def told(self) -> str:
         """For people: what the training rows take on this rank."""

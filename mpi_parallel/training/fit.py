@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.config import TrainConfig
-from mpi_parallel.data_parallel.loader import Rows, TrainingRows
+from mpi_parallel.data_parallel.loader import Batch, Rows, TrainingRows
 from mpi_parallel.device.clock import PHASES, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import weights_sha256
 from mpi_parallel.nn.optimizers import Optimizer
-from mpi_parallel.result_merging.metrics import Score, merge_scores, score
+from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores, score
+from mpi_parallel.training.bad_numbers import LISTED, diagnose
 from mpi_parallel.training.log import RunFolder, logger
 from mpi_parallel.training.progress import open_progress
 from mpi_parallel.training.signals import StopRequest
@@ -44,6 +45,7 @@ class Run:
     step: int = 0
     epochs: int = 0  # completed
     samples: int = 0
+    bad_steps: int = 0  # that were not finite, and not taken
     first_step: float = 0.0  # seconds from the start of the process to the end of the first step
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, count of the running epoch
 
@@ -106,20 +108,33 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
         PULSE.take(run.step + 1)
         rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
         totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop))
-        if not (totals.finite or totals.skipped):
-            logger.warning(
-                "step %d: loss %s, and the gradient is not finite: training went bad", run.step + 1, totals.loss
-            )
+        bad = not (totals.finite or totals.skipped)
+        if bad and _too_bad(run, part, totals):
             return "not-finite"
         run.step += 1
         clock.step = run.step + 1
         run.first_step = run.first_step or process_seconds()
         run.samples += totals.count
-        run.sums = [run.sums[0] + totals.loss, run.sums[1] + totals.correct, run.sums[2] + totals.count]
-        progress.step(run.step, run.sums[0] / run.sums[2])
+        if not bad:
+            run.sums = [run.sums[0] + totals.loss, run.sums[1] + totals.correct, run.sums[2] + totals.count]
+        progress.step(run.step, run.sums[0] / max(1.0, run.sums[2]))
         if totals.stop:
             return "signal"
     return "finished"
+
+
+def _too_bad(run: Run, batch: Batch, totals: Totals) -> bool:
+    """Tell where a step that was not finite went bad, and count it; whether the run is to end for it."""
+    run.bad_steps += 1
+    places, allowed = diagnose(run, batch), run.config.run.max_bad_steps
+    run.folder.event("bad-step", step=run.step + 1, bad_steps=run.bad_steps, loss=totals.loss, places=places)
+    ends = run.bad_steps > allowed
+    logger.warning(
+        "step %d of epoch %d: loss %s or the gradient is not finite: %s (%d such steps, --max-bad-steps %d)%s",
+        run.step + 1, run.epochs + 1, totals.loss, "training went bad" if ends else "skipped", run.bad_steps, allowed,
+        "".join(f"\n  {place}" for place in places[:LISTED]),
+    )  # fmt: skip
+    return ends
 
 
 def _end_epoch(run: Run, patience: Patience) -> str:
