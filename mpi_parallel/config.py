@@ -168,6 +168,12 @@ class RunOptions:
         check=at_least(0),
         name="STEPS",
     )
+    check_replicas: int = option(
+        0,
+        "compare the ranks' copies of the weights every so many steps, and end the run, naming who differs",
+        check=at_least(0),
+        name="STEPS",
+    )
     hang_timeout: str = option(
         "10m",
         "end the job, naming the rank that is missed, once no rank has moved for so long; 0 waits for ever",

@@ -20,11 +20,12 @@ from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores, sco
 from mpi_parallel.training.bad_numbers import LISTED, diagnose
 from mpi_parallel.training.log import RunFolder, logger
 from mpi_parallel.training.progress import open_progress
+from mpi_parallel.training.replicas import differing
 from mpi_parallel.training.signals import StopRequest
 from mpi_parallel.training.step import Engine, Merger, train_step
 from mpi_parallel.training.trace import NoTrace, Trace
 
-FINISHED, DIVERGED, STOPPED = 0, 3, 75  # exit statuses
+FINISHED, DIFFERENT, DIVERGED, STOPPED = 0, 1, 3, 75  # exit statuses
 
 
 @dataclass
@@ -118,6 +119,8 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
         if not bad:
             run.sums = [run.sums[0] + totals.loss, run.sums[1] + totals.correct, run.sums[2] + totals.count]
         progress.step(run.step, run.sums[0] / max(1.0, run.sums[2]))
+        if _replicas_differ(run):
+            return "replicas-differ"
         if totals.stop:
             return "signal"
     return "finished"
@@ -135,6 +138,18 @@ def _too_bad(run: Run, batch: Batch, totals: Totals) -> bool:
         "".join(f"\n  {place}" for place in places[:LISTED]),
     )  # fmt: skip
     return ends
+
+
+def _replicas_differ(run: Run) -> bool:
+    """Whether it is time to compare the copies of the weights, and they are not the same."""
+    every = run.config.run.check_replicas
+    if not every or run.step % every:
+        return False
+    mine = differing(run.engine.store, run.optimizer, run.merger.owned, run.training.comm, run.comm.rank)
+    told = list(dict.fromkeys(text for text in run.comm.gather_text(mine) if text))
+    for text in told:
+        logger.error("step %d: the copies of the weights are not the same any more: %s", run.step, text)
+    return bool(told)
 
 
 def _end_epoch(run: Run, patience: Patience) -> str:
@@ -193,7 +208,7 @@ def _epoch_line(run: Run, trained: Score, held_out: Score | None, seconds: float
 
 def _end(run: Run, reason: str) -> int:
     """Tell how the run ended; the exit status. A run that is asked to stop does not begin to evaluate."""
-    tested = evaluate(run, run.test) if reason not in ("signal", "not-finite") else None
+    tested = evaluate(run, run.test) if reason not in ("signal", "not-finite", "replicas-differ") else None
     if tested and not math.isfinite(tested.loss):  # the last step went bad, which no further one could find out
         logger.warning("test loss %s: training went bad", tested.loss)
         reason = "not-finite"
@@ -210,7 +225,7 @@ def _end(run: Run, reason: str) -> int:
     logger.info(f"kept in {run.folder.path}")
     if traced:
         logger.info(f"the trace is {run.folder.path / traced}: open it in ui.perfetto.dev")
-    return {"not-finite": DIVERGED, "signal": STOPPED}.get(reason, FINISHED)
+    return {"not-finite": DIVERGED, "signal": STOPPED, "replicas-differ": DIFFERENT}.get(reason, FINISHED)
 
 
 def _duration(seconds: float) -> str:
