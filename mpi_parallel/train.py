@@ -59,7 +59,7 @@ def train(world: Communicator, config: TrainConfig) -> int:
 
     PULSE.enter("building the network")
     widths, precision = (data.features, *config.model.hidden, classes), config.device.precision
-    model = open_model(device, widths, grid, config.model.dropout, batch.seed, precision)
+    model = open_model(device, widths, grid, config.model.dropout, batch.seed, precision, config.groups is not None)
     engine = open_engine(
         model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None, clock
     )

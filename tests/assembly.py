@@ -109,7 +109,7 @@ def assemble(
     training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups)
     held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]
     classes = class_count(data, training, held_out, comm)
-    model = open_model(device, (data.features, *hidden, classes), grid, dropout, seed, precision)
+    model = open_model(device, (data.features, *hidden, classes), grid, dropout, seed, precision, groups is not None)
     engine = open_engine(model, training.rows, micro_batch, schedule, groups is not None)
     update = partial(RULES[optimizer], weight_decay=weight_decay)
     merger = over_grid(open_merger(merge, model.store, comm, update, groups).merger, grid)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from mpi_parallel.device import Array, Device
 from mpi_parallel.device.workspace import Ring
+from mpi_parallel.model_parallel.backlog import Backlog
 from mpi_parallel.model_parallel.placement import Cut, cuts_of, place
+from mpi_parallel.model_parallel.portion import Portion
 from mpi_parallel.model_parallel.tensor import ColumnParallelLinear, RowParallelLinear, split_cross_entropy
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.nn import functional as F
@@ -34,31 +36,31 @@ class ModelPart:
         dropout: float = 0.0,
         seed: int = 0,
         precision: str = "float32",
+        whole_layers: bool = False,
     ) -> None:
         """`widths` are those of the whole network: features, hidden widths, classes; `precision` as of nn.mlp.MLP.
+
+        Stages may share a layer, by columns, unless they are to have `whole_layers`.
 
         Raises InputError where there are more stages than layers or a slice would be empty.
         """
         self.widths, self.grid = tuple(widths), grid
         self.depth = len(widths) - 1
-        self.stages = place(widths, grid.pipe.size)
-        cuts = cuts_of(widths, grid.tensor.size, grid.tensor.rank)
-        self.cuts = [cuts[number] for number in self.stages[grid.pipe.rank]]
+        slices = cuts_of(widths, grid.tensor.size, grid.tensor.rank)
         self.workspace, self._host = Ring(device, precision), grid.model.on_host()
+        whole_layers = whole_layers or self.workspace.storage != np.float32  # shared ones add up gradients
+        self.stages = place(widths, grid.pipe.size, grid.tensor.size, whole_layers)
+        self.cuts = [slices[share.number].narrowed(share) for share in self.stages[grid.pipe.rank]]
         # The last layer first: backward completes it first.
         self.store = ParameterStore(device, [shape for cut in reversed(self.cuts) for shape in cut.shapes], precision)
+        # Only where no sum over slices travels while a weight gradient is computed is it better taken late.
+        self.backlog = Backlog(device) if grid.tensor.size == 1 and grid.pipe.size > 1 else None
         linear = [self._layer(cut) for cut in self.cuts]
         self.training = Sequential(self._with_dropout(linear, dropout))
         self.inference = Sequential(linear)
         for cut in self.cuts:
             start = glorot_uniform(*cut.whole, seed, cut.number, cut.rows, cut.columns)
             self.store.parameters[f"W{cut.number}"].value[...] = device.to_device(start)
-
-    @property
-    def fan_in(self) -> int:
-        """Width of what comes into this stage: the features, or this rank's slice of what the stage before gives."""
-        first = self.cuts[0]
-        return first.whole[0] if first.number == 0 else len(first.rows)
 
     def loss_gradient(self, z_BK: Array, t_B: Array, tail: Array) -> Array:
         """On the last stage: dz of the summed cross-entropy for this rank's classes. Overwrites z.
@@ -127,19 +129,24 @@ class ModelPart:
 
     def _layer(self, cut: Cut) -> Layer:
         ws, relu, tensor = self.workspace, cut.number < self.depth - 1, self.grid.tensor
+        layer: Layer
         if tensor.size == 1:
-            return Linear(ws, self.store, cut.number, relu)
-        if cut.kind == "columns":
-            return ColumnParallelLinear(ws, self.store, cut.number, relu, tensor)
-        return RowParallelLinear(ws, self.store, cut.number, relu, tensor, cut.rows)
+            layer = Linear(ws, self.store, cut.number, relu)
+            if self.backlog:
+                self.backlog.take_from(layer)
+        elif cut.kind == "columns":
+            layer = ColumnParallelLinear(ws, self.store, cut.number, relu, tensor)
+        else:
+            layer = RowParallelLinear(ws, self.store, cut.number, relu, tensor, cut.rows)
+        return layer if cut.columns == cut.slice else Portion(ws, layer, cut)
 
     def _with_dropout(self, linear: Sequence[Layer], dropout: float) -> list[Layer]:
         """A dropout behind each hidden layer, which drops of a slice what it would drop of the whole."""
         layers: list[Layer] = []
         for cut, layer in zip(self.cuts, linear, strict=True):
             layers.append(layer)
-            if dropout and cut.number < self.depth - 1:
-                layers.append(Dropout(self.workspace, dropout, cut.number, cut.columns.start))
+            if dropout and cut.number < self.depth - 1 and cut.ends:
+                layers.append(Dropout(self.workspace, dropout, cut.number, cut.slice.start))
         return layers
 
 

@@ -3,6 +3,7 @@
 A micro-batch comes in (images from the rows on the first stage, else the activations that the stage before sends), goes
 forward, and waits as a closure until its gradient comes back. What it needs lies in an arena of its own, which the
 next but some micro-batch takes over; so memory grows with the micro-batches that are held, not with those of a step.
+Weight gradients are taken for a few micro-batches together (backlog.py), whose number does not grow either.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from mpi_parallel.device import Array
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.device.workspace import Workspace
+from mpi_parallel.model_parallel import backlog
 from mpi_parallel.model_parallel.part import ModelPart
 from mpi_parallel.model_parallel.schedules import Action, Forward, Schedule, most_held
 from mpi_parallel.mpi.link import Expected, Link
@@ -95,6 +97,8 @@ class PipelineStage:
         self.behind = Link(pipe, pipe.rank + 1) if pipe.rank < pipe.size - 1 else None
         self.pipe = pipe
         self._plans: dict[int, Plan] = {}
+        self._together = 1  # micro-batches whose weight gradients are taken together
+        self._late = 0  # micro-batches whose weight gradients are to be taken
 
     def run(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
         """Put the gradient (summed over the batch's rows) of this stage's weights into the store, group by group.
@@ -104,6 +108,7 @@ class PipelineStage:
         """
         self.store.narrow()
         queue = list(self._micro_batches(batch))
+        self._together = self._make_room(queue)
         plan = self._plan(len(queue))
         self._expect(queue, 0, plan.held)
         for action in plan.actions:
@@ -153,6 +158,14 @@ class PipelineStage:
             return self.micro_batch
         return -(-len(batch.index) // (PER_STAGE * self.pipe.size)) or None
 
+    def _make_room(self, queue: Sequence[MicroBatch]) -> int:
+        """Of how many micro-batches weight gradients are taken together; one in a `grouped` run, as others take it."""
+        rows = max((len(micro.rows.index) for micro in queue), default=0)
+        together = 1 if self.grouped or not rows else max(1, backlog.ROWS // rows)
+        if self.model.backlog:
+            self.model.backlog.room = together * rows if together > 1 else 0
+        return together
+
     def _plan(self, count: int) -> Plan:
         if count not in self._plans:
             actions = list(self.schedule(self.pipe.size, self.pipe.rank, count))
@@ -169,7 +182,7 @@ class PipelineStage:
         if self.before is None:
             return None
         self._turn(INPUT - place)
-        return self.before.expect(self.workspace.operand((rows, self.model.fan_in)))
+        return self.before.expect(self.workspace.operand((rows, self.model.cuts[0].width_in)))
 
     def _turn(self, arena: int) -> None:
         """From now on cut from this arena, whose contents are not needed any more."""
@@ -193,7 +206,7 @@ class PipelineStage:
             this.gradient = partial(self.model.loss_gradient, y, t, self.store.tail)
         else:
             self.clock.enter("merge", "send", number)
-            this.gradient = self.behind.expect(ws.operand(y.shape)).wait
+            this.gradient = self.behind.expect(ws.operand((len(y), self.model.cuts[-1].gradient_out))).wait
             self.behind.send(y)
         self._expect(queue, number + 1, held)
 
@@ -209,12 +222,19 @@ class PipelineStage:
             self.clock.enter("merge", "receive", number)
         dy = this.gradient()
         self.clock.enter("compute", "backward", number)
-        dx = this.backward(dy, _nobody if this.group_rows is None else on_ready)
-        self.store.accumulating = True
+        ready, late = _nobody if this.group_rows is None else on_ready, self.model.backlog
+        dx = this.backward(dy, _nobody if late else ready)
         this.gradient = this.backward = None  # its arena is free
         if self.before is not None:
             self.clock.enter("merge", "send", number)
             self.before.send(dx)
+        self._late += 1
+        if late is None:
+            self.store.accumulating = True
+        elif self._late == self._together or this.group_rows is not None:
+            self.clock.enter("compute", "weight gradient", number)
+            late.settle(ready)
+            self.store.accumulating, self._late = True, 0
         if this.group_rows is not None:
             self.store.flag_bad()
             self.store.tail[COUNT] += this.group_rows

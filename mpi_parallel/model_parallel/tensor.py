@@ -31,19 +31,15 @@ class ColumnParallelLinear(Linear):
             if self.relu:
                 dy_BO = F.relu_gradient(self.ws, dy_BO, y_BO)
             if self.first:
-                self._weight_gradient(x_BI, dy_BO)
+                self.weight_gradient(x_BI, dy_BO)
                 return dy_BO
             dx_BI = F.linear_input_gradient(self.ws, dy_BO, self.W.factor)
             sum_of_dx = self.comm.begin_sum(dx_BI)  # travels while dW is computed
-            self._weight_gradient(x_BI, dy_BO)
+            self.weight_gradient(x_BI, dy_BO)
             sum_of_dx.wait()
             return self.ws.narrowed(dx_BI)
 
         return y_BO, backward
-
-    def _weight_gradient(self, x_BI: Array, dy_BO: Array) -> None:
-        add = self.store.accumulating
-        F.linear_weight_gradient(self.ws, x_BI, dy_BO, self.W.gradient, self.b.gradient, add)
 
 
 class RowParallelLinear:

@@ -37,6 +37,7 @@ class Linear:
         self.ws, self.store, self.relu, self.first = ws, store, relu, number == 0
         self.W, self.b = store.parameters[f"W{number}"], store.parameters[f"b{number}"]
         self.parameters = (self.W, self.b)
+        self.weight_gradient: Callable[[Array, Array], None] = self._weight_gradient  # a pipeline takes it later
 
     def forward(self, x_BI: Array, keys: Array | None = None) -> tuple[Array, Backward]:
         y_BO = F.linear(self.ws, x_BI, self.W.factor, self.b.value, self.relu)
@@ -44,13 +45,17 @@ class Linear:
         def backward(dy_BO: Array) -> Array:
             if self.relu:
                 dy_BO = F.relu_gradient(self.ws, dy_BO, y_BO)
-            add = self.store.accumulating
-            F.linear_weight_gradient(self.ws, x_BI, dy_BO, self.W.gradient, self.b.gradient, add)
+            self.weight_gradient(x_BI, dy_BO)
             if self.first:
                 return dy_BO
             return self.ws.narrowed(F.linear_input_gradient(self.ws, dy_BO, self.W.factor))
 
         return y_BO, backward
+
+    def _weight_gradient(self, x_BI: Array, dz_BO: Array) -> None:
+        """To the gradients of W and b, from the layer's input and the gradient of x W + b."""
+        add = self.store.accumulating
+        F.linear_weight_gradient(self.ws, x_BI, dz_BO, self.W.gradient, self.b.gradient, add)
 
 
 class Dropout:

@@ -23,10 +23,10 @@ class Across(Merger):
     def __init__(self, merger: Merger, grid: ProcessGrid) -> None:
         super().__init__(merger.store, merger.comm)
         self.merger, self.name, self.owned = merger, merger.name, merger.owned
-        self.model, self.speaks, self.tensor = grid.model.on_host(), grid.speaks, grid.tensor.on_host()
-        # Tensor ranks have slices of the same parameters, but not all of them have all biases.
+        self.model, self.speaks = grid.model.on_host(), grid.speaks
+        # Tensor ranks have slices of the same parameters, of which stages may share one; not all have all biases.
         self._rows = [2 * int(name[1:]) + (name[0] == "b") for name in self.store.parameters]
-        self._all_rows = 1 + self.tensor.maximum(max(self._rows))
+        self._all_rows = 1 + self.model.maximum(max(self._rows))
         self._terms = np.zeros(self.model.maximum(len(self.store.parameters)), np.float64)  # most have but one square
 
     def ready(self, parameters: Sequence[Parameter]) -> None:
@@ -59,7 +59,7 @@ class Across(Merger):
         self.merger.total(sums)
         table = np.zeros((self._all_rows, *sums.shape[1:]), np.float64)
         table[self._rows] = sums
-        self.tensor.sum(table)
+        self.model.sum(table)
         sums[...] = table[self._rows]
 
     def publish(self) -> None:

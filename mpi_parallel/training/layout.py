@@ -19,12 +19,18 @@ from mpi_parallel.training.step import Engine
 
 
 def open_model(
-    device: Device, widths: Sequence[int], grid: ProcessGrid, dropout: float, seed: int, precision: str = "float32"
+    device: Device,
+    widths: Sequence[int],
+    grid: ProcessGrid,
+    dropout: float,
+    seed: int,
+    precision: str = "float32",
+    whole_layers: bool = False,
 ) -> MLP | ModelPart:
     """The network of these widths, or this rank's part of it. Raises InputError where it cannot be split like that."""
     if grid.model.size == 1:
         return MLP(device, widths, dropout, seed, precision)
-    return ModelPart(device, widths, grid, dropout, seed, precision)
+    return ModelPart(device, widths, grid, dropout, seed, precision, whole_layers)
 
 
 def open_engine(

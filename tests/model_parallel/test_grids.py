@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mpi_parallel.model_parallel import part
+from mpi_parallel.model_parallel import part, placement
 from mpi_parallel.model_parallel.schedules import SCHEDULES
 from mpi_parallel.nn.mlp import weights_sha256
 from tests.assembly import ALONE, assemble, world
@@ -51,3 +51,33 @@ def test_every_grid_trains_as_one_rank(path, name, monkeypatch):
         assert len(set(digests)) == 1
         assert (run.score(run.test).count, run.score(run.test).accuracy) == (20, alone.score(alone.test).accuracy)
         np.testing.assert_allclose(run.score(run.test).loss, alone.score(alone.test).loss, rtol=2e-6)
+
+
+SHARED = {
+    "lamb": Case(rate=ADAPTIVE, settings={"optimizer": "lamb", "weight_decay": 0.01}),
+    "clipped, unequal micro-batches with dropout": Case(
+        train=61, clip_norm=0.3, settings={"batch_size": 14, "micro_batch": 3, "dropout": 0.3}
+    ),
+    "one layer is most of the work": Case(settings={"hidden": (40, 41), "micro_batch": 2, "dropout": 0.2}),
+    "the first layer is most of the work": Case(settings={"hidden": (50, 3)}),
+    "fewer rows in a batch than ranks": Case(train=10, steps=12, settings={"batch_size": 2}),
+}
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("name", SHARED)
+def test_stages_that_share_a_layer_train_as_one_rank(path, name, monkeypatch):
+    monkeypatch.setattr(placement, "OVERHEAD", 0)
+    monkeypatch.setattr(placement, "FLOAT", 0)
+    case = SHARED[name]
+    write_image_set(path, case.train)
+    alone, alone_totals = case.run(path, ALONE)
+    shared = 0
+    for (pipe, tensor), schedule in product(layouts(world().size), SCHEDULES):
+        run = assemble(path, world(), pipe=pipe, tensor=tensor, schedule=schedule, **case.settings)
+        np.testing.assert_array_equal(run.whole(), assemble(path, ALONE, **case.settings).whole())
+        agree(run.train(case.steps, case.rate, case.clip_norm), alone_totals)
+        np.testing.assert_allclose(run.whole(), alone.whole(), rtol=0, atol=2e-6)
+        assert run.score(run.test).accuracy == alone.score(alone.test).accuracy
+        shared += sum(cut.columns != cut.slice for cut in getattr(run.model, "cuts", []))
+    assert run.comm.total(shared) > 0, "no layer was shared by stages"
