@@ -19,6 +19,7 @@ from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standa
 from mpi_parallel.data_parallel.streaming import pieces, stream_in_order, stream_shuffled
 from mpi_parallel.data_parallel.windows import row_bytes
 from mpi_parallel.device import Array, Device
+from mpi_parallel.device.host import best_kernels
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block, dealt
 from mpi_parallel.options import InputError
@@ -83,6 +84,7 @@ class TrainingRows:
         if self.total < comm.size:
             raise InputError(f"{data.path}: {self.total} training rows for {comm.size} ranks: use fewer ranks")
         self.split, self.name = data.train, f"{data.path}:{data.train.images}"
+        self.kernels = best_kernels()  # of the host, which works out the order
         self.groups = groups or 1
         self.own_groups = block(groups, comm.size, comm.rank) if groups else range(1)
         self.shards: Sequence[int] = dealt(shards, comm.size, comm.rank) if groups is None else self._of_groups()
@@ -124,7 +126,8 @@ class TrainingRows:
             positions = positions[sequence]
             keys = self.device.to_device(order.row_keys(positions, self.seed, number))
             if self.holding == "resident":
-                local = order.local_order(self.shards, self.total, self.of, self.seed, number, span)[sequence]
+                theirs = self.shards, self.total, self.of, self.seed, number, span, self.kernels
+                local = order.local_order(*theirs)[sequence]
             else:
                 local = np.arange(len(positions))  # they come in this order
             index = self.device.to_device(local)

@@ -46,21 +46,14 @@ class Rows:
         `keys` (B,) uint32 name the rows to what is random in their augmentation.
         """
         x, t = ws.operand((len(index), self.images.shape[1])), ws.empty((len(index),), np.int32)
-        for where, images, labels, chosen in self.pieces(index):
-            ws.xp.take(labels, chosen, out=t[where], **self._unchecked)
-            self._standardise(ws, images, chosen, x[where], None if keys is None else keys[where])
+        self._read(ws, index, keys, x, t)
         return ws.narrowed(x), t
 
     def labels_of(self, ws: Workspace, index: Array) -> Array:
         """The labels that `gather` would give, without looking at the images."""
         t = ws.empty((len(index),), np.int32)
-        for where, _, labels, chosen in self.pieces(index):
-            ws.xp.take(labels, chosen, out=t[where], **self._unchecked)
+        self.device.kernels.pick(self.labels, index, t)
         return t
-
-    def pieces(self, index: Array) -> Iterator[Piece]:
-        """Where the rows of `index` are, as many at a time as are at hand."""
-        yield slice(None), self.images, self.labels, index
 
     def listen(self, beside: Beside) -> None:
         """Tell what goes on beside the training: only streams have something to tell."""
@@ -70,6 +63,11 @@ class Rows:
 
     def close(self) -> None:
         """The rows will not be asked for again."""
+
+    def _read(self, ws: Workspace, index: Array, keys: Array | None, x: Array, t: Array) -> None:
+        """Put these rows into x and t."""
+        self.device.kernels.pick(self.labels, index, t)
+        self._standardise(ws, self.images, index, x, keys)
 
     def _standardise(self, ws: Workspace, images: Array, index: Array, x: Array, keys: Array | None) -> None:
         """The one way from the file's numbers to the network's."""
@@ -102,7 +100,14 @@ class StreamedRows(Rows):
     def listen(self, beside: Beside) -> None:
         self.stream.beside = beside
 
+    def labels_of(self, ws: Workspace, index: Array) -> Array:
+        t = ws.empty((len(index),), np.int32)
+        for where, _, labels, chosen in self.pieces(index):
+            self.device.kernels.pick(labels, chosen, t[where])
+        return t
+
     def pieces(self, index: Array) -> Iterator[Piece]:
+        """Where the next rows are, as many at a time as are at hand."""
         buffers, start = self.stream.buffers, 0
         while start < len(index):
             slots = self.stream.take(len(index) - start)
@@ -113,6 +118,11 @@ class StreamedRows(Rows):
             else:  # only what a batch needs goes to the GPU
                 images, labels = (self.device.to_device(held[slots]) for held in (buffers.images, buffers.labels))
                 yield where, images, labels, self.device.xp.arange(len(slots))
+
+    def _read(self, ws: Workspace, index: Array, keys: Array | None, x: Array, t: Array) -> None:
+        for where, images, labels, chosen in self.pieces(index):
+            self.device.kernels.pick(labels, chosen, t[where])
+            self._standardise(ws, images, chosen, x[where], None if keys is None else keys[where])
 
     def rewind(self, epoch: int = 0) -> None:
         self.stream.start(epoch)

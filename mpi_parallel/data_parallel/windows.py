@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from mpi_parallel.data_parallel.dataset import Split
-from mpi_parallel.data_parallel.order import Integers, permute
-from mpi_parallel.device.hashing import combine, combine_int
+from mpi_parallel.data_parallel.order import Integers
+from mpi_parallel.device.hashing import combine, combine_int, permute
 
 BLOCKS, ROWS = 4, 5  # what (seed, epoch) is hashed for; see order.py
 BLOCKS_OF_A_WINDOW = 16  # rows that follow each other in a shard have that much to do with each other: 1/16

@@ -11,8 +11,9 @@ import math
 from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpi_parallel.device.hashing import combine
+from mpi_parallel.device.hashing import Keys, combine, permute
 from mpi_parallel.device.interface import (
     BEGUN,
     CORRECTION,
@@ -49,6 +50,14 @@ class Expressions(Products):
         """x = (raw - mean) / std of the rows in index; images in the file's type, mean and 1/std (1,) or (F,)."""
         self.xp.subtract(images_NF[index_B], mean, out=x_BF)
         x_BF *= inverse_std
+
+    def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None:
+        """t = the labels of the rows in index."""
+        self.xp.take(labels_N, index_B, out=t_B)
+
+    def permute(self, image: NDArray[np.int64], first: int, n: int, keys: Keys) -> None:
+        """image (P, C), in the host's memory, of the places from `first` on under the permutations of keys (C,)."""
+        image[...] = permute(np.arange(first, first + len(image))[:, None], n, keys)
 
     def bias(self, y_BO: Array, b_O: Array, relu: bool) -> None:
         """y += b in every row, then y = max(y, 0) where relu is asked for."""
@@ -121,7 +130,7 @@ class Expressions(Products):
 
     def check(self, a: Array, bad: Array) -> None:
         """bad (1,) becomes NaN where not all numbers are finite."""
-        bad += 0 * self.xp.dot(a, a)
+        bad += (a * 0).sum()
 
     def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None:
         """The batch from place `cursor` (1,) int64 of a longer order on, which then stands behind it."""

@@ -74,7 +74,7 @@ def best_kernels() -> Kernels:
     """The compiled kernels, or NumPy's expressions where the package was installed without a compiler."""
     try:
         return OpenMP()
-    except OSError:
+    except ImportError:
         return Expressions(np)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]  # of NumPy or of CuPy
@@ -51,6 +52,10 @@ class Kernels(Protocol):
         """The barrier of processes that share memory; None where there are no compiled kernels."""
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None: ...
+
+    def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None: ...
+
+    def permute(self, image: NDArray[np.int64], first: int, n: int, keys: NDArray[np.uint32]) -> None: ...
 
     def bias(self, y_BO: Array, b_O: Array, relu: bool) -> None: ...
 

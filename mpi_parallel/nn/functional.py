@@ -31,7 +31,7 @@ def linear(ws: Workspace, x_BI: Array, W_IO: Array, b_O: Array, relu: bool = Fal
 def product(ws: Workspace, x_BI: Array, W_IO: Array) -> Array:
     """x W, (B, O) float32."""
     y_BO = ws.empty((x_BI.shape[0], W_IO.shape[1]))
-    ws.kernels.linear(x_BI, W_IO, None, y_BO, relu=False)
+    ws.kernels.linear(x_BI, W_IO, None, y_BO, False)
     return y_BO
 
 

@@ -84,11 +84,5 @@ class ParameterStore:
         self.accumulating = False
 
     def flag_bad(self) -> None:
-        """Make tail[BAD] NaN if this rank's gradients are not finite, without waiting for the device.
-
-        Looks at the biases alone, which are few: what is not finite in a layer's dz is in its column sums, too. Only a
-        product x^T dz that overflows by itself passes, and shows in the next step's loss.
-        """
-        for parameter in self.parameters.values():
-            if parameter.gradient.ndim == 1:
-                self.device.kernels.check(parameter.gradient, self.tail[BAD : BAD + 1])
+        """Make tail[BAD] NaN if not all of this rank's gradients are finite, without waiting for the device."""
+        self.device.kernels.check(self.gradients, self.tail[BAD : BAD + 1])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mpi_parallel.data_parallel.order import grouped, local_order, permute, positions_of, row_keys, shard_order
+from mpi_parallel.data_parallel.order import grouped, local_order, positions_of, row_keys, shard_order
+from mpi_parallel.device.hashing import permute
 from mpi_parallel.mpi.partition import block, dealt
 
 WORDS = st.integers(0, 2**32 - 1)

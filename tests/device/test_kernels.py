@@ -1,14 +1,18 @@
 """The compiled kernels against NumPy's expressions, at odd shapes, and the same bits for any number of threads."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpi_parallel.device import Pace, host
+from mpi_parallel.device import Pace
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.openmp import OpenMP
+from mpi_parallel.device.host import best_kernels
+from mpi_parallel.device.openmp import MODULE, OpenMP
 
 COMPILED, PLAIN = OpenMP(), Expressions(np)
 ROWS, WIDTH, SEED = st.integers(0, 40), st.integers(1, 70), st.integers(0, 2**32 - 1)
@@ -63,7 +67,7 @@ def test_a_product_is_added_also_that_of_some_columns(rows, inputs, outputs, see
     expected = c + a[:, 2:-1].T.astype(float) @ b
     for kernels in (COMPILED, PLAIN):
         added = c.copy()
-        kernels.add_product(a[:, 2:-1], b, added)
+        kernels.weight_gradient(a[:, 2:-1], b, added, None, True)
         np.testing.assert_allclose(added, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -183,6 +187,53 @@ def test_the_number_of_threads_changes_no_bit(threads):
         np.testing.assert_array_equal(*results)
 
 
-def test_without_the_library_numpys_expressions_serve(monkeypatch, tmp_path):
-    monkeypatch.setattr(host, "OpenMP", lambda: OpenMP(tmp_path / "none.so"))
-    assert isinstance(host.best_kernels(), Expressions)
+@pytest.mark.parametrize("library", [None, SimpleNamespace(VERSION=0)], ids=["none", "of another version"])
+def test_without_the_library_numpys_expressions_serve(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, MODULE, library)
+    assert isinstance(best_kernels(), Expressions)
+    assert not isinstance(best_kernels(), OpenMP)
+
+
+def test_what_is_no_array_is_refused():
+    a = normal(3, 4)
+    with pytest.raises(TypeError, match="wants a NumPy array, not 'a'"):
+        COMPILED.column_sums("a", a, False)
+    with pytest.raises(TypeError, match="2 arguments"):
+        COMPILED.relu_gradient(a)
+
+
+@given(st.integers(1, 70), st.integers(1, 5), st.integers(0, 50), SEED)
+def test_permute_is_the_expression(n, columns, first, seed):
+    keys = np.random.default_rng(seed).integers(0, 2**32, columns, np.uint32)
+    first = min(first, n - 1)
+    np.testing.assert_array_equal(*both("permute", np.empty((n - first, columns), np.int64), first, n, keys, out=0))
+
+
+@given(st.integers(0, 40), SEED)
+def test_pick(rows, seed):
+    index = np.random.default_rng(seed).integers(0, 50, rows)
+    labels = np.arange(50, dtype=np.int32) * 7
+    np.testing.assert_array_equal(*both("pick", labels, index, np.empty(rows, np.int32), out=2))
+
+
+@given(WIDTH, SEED, st.sampled_from([np.nan, np.inf, -np.inf, 3e38, -3e38, 0.0]))
+def test_check_finds_what_is_not_finite_wherever_it_is(width, seed, value):
+    a = normal(width * 3, seed=seed)
+    a[seed % len(a)] = value
+    with np.errstate(invalid="ignore"):
+        ours, theirs = both("check", a, np.zeros(1, np.float32), out=1)
+    assert bool(np.isnan(ours)) == bool(np.isnan(theirs)) == (not np.isfinite(value))
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@given(ROWS, WIDTH, WIDTH, SEED)
+def test_products(biased, add, rows, inputs, outputs, seed):
+    x, W, b = normal(rows, inputs, seed=seed), normal(inputs, outputs, seed=seed + 1), normal(outputs, seed=seed + 2)
+    dy, dW, db = normal(rows, outputs, seed=seed + 3), normal(inputs, outputs, seed=seed + 4), b.copy()
+    b, db = (b, db) if biased else (None, None)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(*both("linear", x, W, b, np.empty((rows, outputs), np.float32), biased, out=3), **close)
+    np.testing.assert_allclose(*both("input_gradient", dy, W, np.empty_like(x), out=2), **close)
+    for out in (2, 3) if biased else (2,):
+        np.testing.assert_allclose(*both("weight_gradient", x, dy, dW, db, add, out=out), **close)

@@ -216,7 +216,7 @@ def test_numpys_expressions_serve_where_there_are_no_compiled_kernels(kind, monk
 
 
 def no_library():
-    raise OSError("not built")
+    raise ImportError("not built")
 
 
 @pytest.mark.parallel([1, 2, 3, 4])

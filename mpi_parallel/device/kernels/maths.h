@@ -57,6 +57,29 @@ FN unsigned mp_mix(unsigned x)
     return x ^ (x >> 16);
 }
 
+#define MP_ROUNDS 6 /* as ROUNDS there */
+
+/* One pass of a Feistel network over words below 4^half: in each round one half is changed by a hash of the other and the
+ * round's key; the keys lie `apart` words from each other. */
+FN unsigned mp_permute(unsigned word, const unsigned *keys, long apart, int half)
+{
+    unsigned mask = (1u << half) - 1u, left = word >> half, right = word & mask;
+    for (int round = 0; round < MP_ROUNDS; ++round) {
+        unsigned next = left ^ (mp_mix(right ^ keys[round * apart]) & mask);
+        left = right;
+        right = next;
+    }
+    return left << half | right;
+}
+
+/* 1 for NaN and the infinities, else 0 */
+FN unsigned mp_not_finite(float a)
+{
+    mp_bits u;
+    u.number = a;
+    return (u.bits & 0x7F800000u) == 0x7F800000u;
+}
+
 /* Inverted dropout of one element: `row` is the mixed key of the row and the layer */
 FN float mp_dropout(float x, unsigned row, unsigned unit, unsigned threshold, float factor)
 {

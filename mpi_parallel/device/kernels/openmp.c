@@ -34,6 +34,8 @@
 
 /* --- gather + normalise: rows by number, from the file's type to standardised float32 --- */
 
+#define AHEAD 4 /* rows: memory takes about as long to answer as these take to convert */
+
 #define GATHER(NAME, TYPE)                                                                                             \
     VECTORS static void NAME##_part(const TYPE *restrict images, const int64_t *restrict index, long begin, long end,  \
                                     long features, const float *restrict mean, const float *restrict inverse_std,      \
@@ -42,8 +44,8 @@
         for (long row = begin; row < end; ++row) {                                                                     \
             const TYPE *from = images + index[row] * features;                                                         \
             float *to = out + row * features;                                                                          \
-            /* The rows lie anywhere: fetch the start of the next one meanwhile. */                                    \
-            const char *next = (const char *)(images + index[row + 1 < end ? row + 1 : row] * features);               \
+            /* The rows lie anywhere: fetch the start of a later one meanwhile. */                                     \
+            const char *next = (const char *)(images + index[row + AHEAD < end ? row + AHEAD : row] * features);       \
             for (long at = 0; at < features * (long)sizeof(TYPE) && at < 4096; at += 64)                               \
                 __builtin_prefetch(next + at);                                                                         \
             if (scalar) {                                                                                              \
@@ -65,6 +67,31 @@
 GATHER(gather_u8, uint8_t)
 GATHER(gather_u16, uint16_t)
 GATHER(gather_f32, float)
+
+/* the labels of the rows */
+void pick(const int32_t *labels, const int64_t *index, long rows, int32_t *t)
+{
+    for (long row = 0; row < rows; ++row) t[row] = labels[index[row]];
+}
+
+VECTORS static void permute_part(int64_t *restrict image, long begin, long end, long columns, long first, unsigned n, int half,
+                                 const uint32_t *restrict keys)
+{
+    for (long row = begin; row < end; ++row) {
+        int64_t *to = image + row * columns;
+        _Pragma("omp simd") for (long c = 0; c < columns; ++c)
+            to[c] = mp_permute((unsigned)(first + row), keys + c, columns, half);
+        for (long c = 0; c < columns; ++c)
+            while (to[c] >= n) to[c] = mp_permute((unsigned)to[c], keys + c, columns, half);
+    }
+}
+
+/* The images of the places first, first + 1, ... (a row each) under permutations of range(n), one a column, by their keys
+ * (MP_ROUNDS, columns); see device/hashing.py. */
+void permute(int64_t *image, long rows, long columns, long first, long n, int half, const uint32_t *keys)
+{
+    SHARE(rows, 8 * columns, permute_part(image, begin, end, columns, first, (unsigned)n, half, keys));
+}
 
 /* --- bias, relu and its gradient, column sums --- */
 
@@ -201,6 +228,23 @@ VECTORS static void sum_slots_part(float *out, const float *slots, long stride, 
 void sum_slots(float *out, const float *slots, long stride, int count, long n)
 {
     SHARE(n, count, sum_slots_part(out, slots, stride, count, begin, end));
+}
+
+/* --- bad numbers --- */
+
+VECTORS static unsigned any_bad(const float *a, long begin, long end)
+{
+    unsigned bad = 0;
+    _Pragma("omp simd reduction(| : bad)") for (long i = begin; i < end; ++i) bad |= mp_not_finite(a[i]);
+    return bad;
+}
+
+/* bad[0] becomes NaN where not all of n numbers are finite */
+void check(const float *a, long n, float *bad)
+{
+    unsigned found = 0;
+    SHARE(n, 1, if (any_bad(a, begin, end)) __atomic_store_n(&found, 1u, __ATOMIC_RELAXED));
+    if (found) bad[0] = NAN;
 }
 
 /* --- update rules: the gradient is the sum of slots, scaled (by one over the rows, times what clipping leaves) --- */
