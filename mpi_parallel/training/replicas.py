@@ -3,7 +3,8 @@
 Ranks along the data axis take the same steps and must have the same bits. A bit that flips in memory, or a processor
 that computes wrongly, makes one of them drift, which no collective notices. What is compared are the weights, and the
 optimizer's state where every rank keeps all of it. The window merger keeps one copy of the weights a node: its ranks
-read the same memory and cannot differ, so there only nodes are compared.
+read the same memory and cannot differ, so there only nodes are compared. And by window and sharded every weight has one
+owner whose word all others take after each step: a bit that flips there is passed on, and copies stay the same.
 """
 
 from __future__ import annotations

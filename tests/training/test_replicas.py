@@ -48,7 +48,7 @@ def test_the_state_counts_where_all_have_it(copy):
     assert differing(store, optimizer, slice(0, 3), world, rank) == ""
 
 
-@pytest.mark.parametrize("merge", ["flat", "sharded"])
+@pytest.mark.parametrize("merge", ["flat", "exact"])
 def test_a_run_with_a_flipped_bit_ends(tmp_path, merge):
     write_image_set(tmp_path / "set.h5")
     options = ["--data", tmp_path / "set.h5", "--batch-size", "16", "--out", tmp_path / "run", "--merge", merge]
