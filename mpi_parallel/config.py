@@ -180,6 +180,9 @@ class RunOptions:
         check=duration,
         name="TIME",
     )
+    report: bool = option(
+        True, "write report.html at the end: curves, confusion matrix, where the time went, configuration, environment"
+    )
     trace: bool = option(
         False, "write trace.json: what every rank did when, for ui.perfetto.dev, of the first --trace-steps steps"
     )

@@ -68,7 +68,7 @@ def train(world: Communicator, config: TrainConfig) -> int:
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world)
-    run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, folder, trace)
+    run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, data, folder, trace)
     announce(run, grid, threads, data, choice)
     status = fit(run)
     merger.close()

@@ -8,7 +8,7 @@ from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.functional import round_finite
-from mpi_parallel.nn.layers import Ready
+from mpi_parallel.nn.layers import Ready, See
 from mpi_parallel.nn.mlp import Network
 from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
 
@@ -38,8 +38,11 @@ class Replica:
             collect()
         self.clock.enter("other")
 
-    def score(self, rows: Rows) -> tuple[float, int, int]:
-        """Summed loss, number correct and number of these rows, without dropout; the sums of ranks add up exactly."""
+    def score(self, rows: Rows, see: See | None = None) -> tuple[float, int, int]:
+        """Summed loss, number correct and number of these rows, without dropout; the sums of ranks add up exactly.
+
+        `see` is shown the logits and labels of all rows, some at a time.
+        """
         loss, correct = 0.0, 0
         self.store.narrow()
         rows.rewind()
@@ -48,6 +51,8 @@ class Replica:
             index = self.workspace.xp.arange(start, min(start + EVALUATION_ROWS, len(rows)))
             x, t = rows.gather(self.workspace, index)
             logits, _ = self.model.inference.forward(x)
+            if see is not None:
+                see(start, self.model.all_classes(logits), self.store.device.to_host(t))
             self.store.tail.fill(0)
             self.model.loss_gradient(logits, t, self.store.tail)
             sums = self.store.device.to_host(self.store.tail)

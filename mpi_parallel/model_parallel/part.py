@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,16 @@ class ModelPart:
         else:
             dz_BK = split_cross_entropy(self.workspace, z_BK, t_B, tail, self.cuts[-1].columns, self.grid.tensor)
         return F.scaled(self.workspace, dz_BK, self.store.loss_scale.value)
+
+    def all_classes(self, z_BK: Array) -> NDArray[Any]:
+        """Put together from the slices of the tensor ranks."""
+        mine = self.store.device.to_host(z_BK)
+        if self.grid.tensor.size == 1:
+            return mine
+        whole_BK = np.zeros((len(mine), self.widths[-1]), np.float32)
+        whole_BK[:, _slice(self.cuts[-1].columns)] = mine
+        self.grid.tensor.on_host().sum(whole_BK)
+        return whole_BK
 
     def weights(self) -> Iterator[NDArray[np.float32]]:
         """Whole weights in the host's memory, as MLP.weights, on every rank of `grid.model`: all call it together.

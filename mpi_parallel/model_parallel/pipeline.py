@@ -22,7 +22,7 @@ from mpi_parallel.model_parallel.schedules import Action, Forward, Schedule, mos
 from mpi_parallel.mpi.link import Expected, Link
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.functional import round_finite
-from mpi_parallel.nn.layers import Ready
+from mpi_parallel.nn.layers import Ready, See
 from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
 
 PER_STAGE = 4  # micro-batches a stage, unless told: little time is idle, and products are not too small yet
@@ -119,8 +119,11 @@ class PipelineStage:
         self._settle()
         self.clock.enter("other")
 
-    def score(self, rows: Rows) -> tuple[float, int, int]:
-        """Summed loss, number correct and number of these rows, without dropout; on the last stage, else no sums."""
+    def score(self, rows: Rows, see: See | None = None) -> tuple[float, int, int]:
+        """Summed loss, number correct and number of these rows, without dropout; on the last stage, else no sums.
+
+        There `see` is shown the logits and labels of all rows, some at a time.
+        """
         loss, correct = 0.0, 0
         self.store.narrow()
         rows.rewind()
@@ -138,8 +141,11 @@ class PipelineStage:
             if self.behind is not None:
                 self.behind.send(y)
                 continue
+            t = rows.labels_of(self.workspace, index)
+            if see is not None:
+                see(start, self.model.all_classes(y), self.store.device.to_host(t))
             self.store.tail.fill(0)
-            self.model.loss_gradient(y, rows.labels_of(self.workspace, index), self.store.tail)
+            self.model.loss_gradient(y, t, self.store.tail)
             sums = self.store.device.to_host(self.store.tail)
             loss += round_finite(float(sums[LOSS]))
             correct += int(sums[CORRECT])

@@ -7,7 +7,9 @@ at it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from mpi_parallel.device import Array
 from mpi_parallel.device.workspace import Workspace
@@ -16,6 +18,7 @@ from mpi_parallel.nn.store import Parameter, ParameterStore
 
 Backward = Callable[[Array], Array]
 Ready = Callable[[Sequence[Parameter]], None]
+See = Callable[[int, NDArray[Any], NDArray[Any]], None]  # number of the first row, logits (B, K), labels (B,)
 
 
 class Layer(Protocol):

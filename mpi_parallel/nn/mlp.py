@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,9 @@ class Network(Protocol):
     def weights(self) -> Iterable[NDArray[np.float32]]:
         """The whole network's, layer by layer; ranks that have parts of it call this together."""
 
+    def all_classes(self, z_BK: Array) -> NDArray[Any]:
+        """The logits of all classes in the host's memory; ranks that have slices of them call this together."""
+
     def pieces(self) -> Iterable[NDArray[np.float32]]:
         """The same numbers in the same order, in pieces that any rank can hold."""
 
@@ -93,6 +96,10 @@ class MLP:
         """Whole weights in the host's memory, layer by layer: W (in, out), then b (out,)."""
         names = (f"{kind}{number}" for number in range(self.depth) for kind in "Wb")
         return [self.store.device.to_host(self.store.parameters[name].value) for name in names]
+
+    def all_classes(self, z_BK: Array) -> NDArray[Any]:
+        """Here they are all."""
+        return self.store.device.to_host(z_BK)
 
     def pieces(self) -> list[NDArray[np.float32]]:
         """The same: this rank holds them all."""

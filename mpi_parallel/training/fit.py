@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.config import TrainConfig
+from mpi_parallel.data_parallel.dataset import ImageSet
 from mpi_parallel.data_parallel.loader import Batch, Rows, TrainingRows
 from mpi_parallel.device.clock import PHASES, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.pulse import PULSE
+from mpi_parallel.nn.layers import See
 from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import weights_sha256
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores, score
+from mpi_parallel.training import closing
 from mpi_parallel.training.bad_numbers import LISTED, diagnose
 from mpi_parallel.training.log import RunFolder, logger
 from mpi_parallel.training.progress import open_progress
@@ -26,6 +29,7 @@ from mpi_parallel.training.step import Engine, Merger, train_step
 from mpi_parallel.training.trace import NoTrace, Trace
 
 FINISHED, DIFFERENT, DIVERGED, STOPPED = 0, 1, 3, 75  # exit statuses
+TOLD_APART = 256  # of more ranks an epoch's line tells the mean and the slowest alone
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Run:
     training: TrainingRows
     validation: Rows | None
     test: Rows | None
+    data: ImageSet
     folder: RunFolder
     trace: Trace | NoTrace
     step: int = 0
@@ -156,7 +161,7 @@ def _end_epoch(run: Run, patience: Patience) -> str:
     """Evaluate and tell of the epoch; why the run should end now, or "finished" when it should not."""
     run.epochs += 1
     seconds = run.engine.clock.total()
-    phases, slowest = _accounts(run)  # now, as evaluation takes time, too
+    phases, by_rank, slowest = _accounts(run)  # now, as evaluation takes time, too
     trained = score(*run.sums)
     held_out = evaluate(run, run.validation)
     rule, scale = run.config.optimizer, run.engine.store.loss_scale
@@ -166,8 +171,8 @@ def _end_epoch(run: Run, patience: Patience) -> str:
         samples_per_second=trained.count / seconds, train_loss=trained.loss, train_accuracy=trained.accuracy,
         validation_loss=held_out.loss if held_out else None, validation_accuracy=held_out.accuracy if held_out else
         None,
-        lr=rate, seconds_by_phase=phases, slowest_rank=slowest, seconds_to_first_step=run.first_step,
-        loss_scale=scale.value, skipped_steps=scale.skipped,
+        lr=rate, seconds_by_phase=phases, seconds_by_rank=by_rank, slowest_rank=slowest,
+        seconds_to_first_step=run.first_step, loss_scale=scale.value, skipped_steps=scale.skipped,
     )  # fmt: skip
     logger.info(_epoch_line(run, trained, held_out, seconds))
     judged, target = held_out or trained, run.config.run.target_accuracy
@@ -176,24 +181,26 @@ def _end_epoch(run: Run, patience: Patience) -> str:
     return "early-stop" if patience.lost(judged.loss) else "finished"
 
 
-def evaluate(run: Run, rows: Rows | None) -> Score | None:
-    """The exact score of all ranks' rows of a split; None where there is no such split."""
+def evaluate(run: Run, rows: Rows | None, see: See | None = None) -> Score | None:
+    """The exact score of all ranks' rows of a split; None where there is no such split. `see` may look on."""
     if rows is None:
         return None
     run.engine.clock.enter("other", "evaluate")
     PULSE.enter("evaluation")
-    mine = run.engine.score(rows)  # the same on all ranks of a model, or known to some of them only
+    mine = run.engine.score(rows, see)  # the same on all ranks of a model, or known to some of them only
     result = merge_scores(run.comm, *(mine if run.speaks else (0.0, 0, 0)))
     run.engine.clock.enter("other")
     return result
 
 
-def _accounts(run: Run) -> tuple[dict[str, float], int]:
-    """Mean seconds of the ranks by phase, and the rank that worked longest apart from merging."""
+def _accounts(run: Run) -> tuple[dict[str, float], dict[str, list[float]] | None, int]:
+    """Seconds by phase, the ranks' mean and each rank's (where they are few), and who worked longest beside merging."""
     mine = np.array([run.engine.clock.seconds[phase] for phase in PHASES])
     all_ranks = run.comm.gather(mine)
     busy = all_ranks.sum(axis=1) - all_ranks[:, PHASES.index("merge")]
-    return dict(zip(PHASES, all_ranks.mean(axis=0).tolist(), strict=True)), int(busy.argmax())
+    mean = dict(zip(PHASES, all_ranks.mean(axis=0).tolist(), strict=True))
+    by_rank = dict(zip(PHASES, all_ranks.T.round(6).tolist(), strict=True)) if len(busy) <= TOLD_APART else None
+    return mean, by_rank, int(busy.argmax())
 
 
 def _epoch_line(run: Run, trained: Score, held_out: Score | None, seconds: float) -> str:
@@ -208,7 +215,9 @@ def _epoch_line(run: Run, trained: Score, held_out: Score | None, seconds: float
 
 def _end(run: Run, reason: str) -> int:
     """Tell how the run ended; the exit status. A run that is asked to stop does not begin to evaluate."""
-    tested = evaluate(run, run.test) if reason not in ("signal", "not-finite", "replicas-differ") else None
+    observer = closing.open_observer(run)
+    see = observer.see if observer else None
+    tested = evaluate(run, run.test, see) if reason not in ("signal", "not-finite", "replicas-differ") else None
     if tested and not math.isfinite(tested.loss):  # the last step went bad, which no further one could find out
         logger.warning("test loss %s: training went bad", tested.loss)
         reason = "not-finite"
@@ -220,11 +229,15 @@ def _end(run: Run, reason: str) -> int:
         weights_sha256=digest,
     )  # fmt: skip
     traced = run.trace.write(run.folder.path)
+    if observer:
+        observer.write(run.folder.path, run.engine.model.pieces())
     result = f"  test loss {tested.loss:.4f}  test accuracy {tested.accuracy:.4f}" if tested else ""
     logger.info(f"{reason} after {run.step} steps, {_duration(seconds)}{result}")
     logger.info(f"kept in {run.folder.path}")
     if traced:
         logger.info(f"the trace is {run.folder.path / traced}: open it in ui.perfetto.dev")
+    if reason != "signal":  # who asked to stop wants no time spent on pictures
+        closing.report(run)
     return {"not-finite": DIVERGED, "signal": STOPPED, "replicas-differ": DIFFERENT}.get(reason, FINISHED)
 
 

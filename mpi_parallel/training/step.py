@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.device.clock import Clock
-from mpi_parallel.nn.layers import Ready
+from mpi_parallel.nn.layers import Ready, See
 from mpi_parallel.nn.mlp import Network
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import STOP, Parameter, ParameterStore
@@ -31,9 +31,9 @@ class Engine(Protocol):
     def run(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
         """Put the gradient of the batch's rows, their loss and counts into the store; `collect` after each group."""
 
-    def score(self, rows: Rows) -> tuple[float, int, int]:
+    def score(self, rows: Rows, see: See | None = None) -> tuple[float, int, int]:
         """Summed loss, number correct and number of these rows, without dropout; where the model is split, on the
-        rank that speaks for it (ProcessGrid.speaks)."""
+        rank that speaks for it (ProcessGrid.speaks). There `see` is shown the logits and labels of all rows."""
 
 
 class Merger(Protocol):

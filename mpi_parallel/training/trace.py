@@ -17,10 +17,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +34,7 @@ SELDOM = ("read data", "evaluate", "checkpoint")  # kept also behind the steps t
 MOST_SELDOM = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Something that a rank did, in seconds of perf_counter."""
 
     lane: str
@@ -109,7 +107,7 @@ class Trace:
         drift = (later - offset) / max(last - first, 1e-9)
         for span in self.recorder.spans:
             begun, ended = (t + offset + drift * (t - first) - zero for t in (span.begun, span.ended))
-            yield replace(span, begun=begun, ended=ended)
+            yield span._replace(begun=begun, ended=ended)
 
 
 class NoTrace:
@@ -125,8 +123,13 @@ def open_trace(asked: bool, steps: int, clock: Clock, world: Communicator, grid:
 
 
 def _tick(world: Communicator) -> tuple[float, float]:
-    """(this rank's time, what to add to it for rank 0's)."""
-    behind, _ = seconds_behind(world)
+    """(this rank's time, what to add to it for rank 0's). The ranks of a node share one clock."""
+    node = world.node()
+    leaders = world.split(int(node.rank > 0))
+    behind, _ = seconds_behind(leaders) if node.rank == 0 else (0.0, 0.0)
+    behind = float(node.broadcast(np.array([behind]))[0])
+    node.free()
+    leaders.free()
     return perf_counter(), behind
 
 
@@ -144,7 +147,7 @@ def _apart(spans: Iterable[Span], name: str, comm: Communicator, steps: int) -> 
             cut.append(span)
             continue
         middle = min(max(float(arrivals[span.step]), span.begun), span.ended)
-        cut += [replace(span, name="wait", ended=middle), replace(span, begun=middle)]
+        cut += [span._replace(name="wait", ended=middle), span._replace(begun=middle)]
     return [span for span in cut if span.ended > span.begun]
 
 
@@ -175,8 +178,8 @@ def _whole_steps(spans: Sequence[Span]) -> Iterator[tuple[str, Span]]:
     taken = {span.step for span in spans if span.name == "update"}
     for span in spans:
         if span.lane == MAIN and span.step in taken and span.name not in SELDOM:
-            whole = steps.get(span.step, replace(span, name=f"step {span.step}", micro=None))
-            steps[span.step] = replace(whole, begun=min(whole.begun, span.begun), ended=max(whole.ended, span.ended))
+            whole = steps.get(span.step, span._replace(name=f"step {span.step}", micro=None))
+            steps[span.step] = whole._replace(begun=min(whole.begun, span.begun), ended=max(whole.ended, span.ended))
     return ((MAIN, whole) for whole in steps.values())
 
 

@@ -31,6 +31,7 @@ def train(shared_path):
         out = shared_path / name
         given = {"--batch-size": "16", "--epochs": "2", "--hidden": "8", "--progress": "none", "--merge": "flat"}
         options = [word for pair in given.items() if pair[0] not in options for word in pair] + [*map(str, options)]
+        options += [] if "--report" in options else ["--no-report"]
         status = main(world, ["--data", str(path), "--out", str(out), *options])
         world.gather_text("")  # rank 0 has written everything
         return status, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

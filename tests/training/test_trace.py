@@ -24,7 +24,18 @@ def trace(shared_path):
     def run(*options, rows=60, steps=6):
         world = Communicator(MPI.COMM_WORLD)
         data = write_image_set(shared_path / f"set-{world.rank}.h5", rows, 12, 20)
-        given = ["--data", data, "--out", shared_path / "run", "--batch-size", 16, "--steps", steps, "--trace"]
+        given = [
+            "--data",
+            data,
+            "--out",
+            shared_path / "run",
+            "--batch-size",
+            16,
+            "--steps",
+            steps,
+            "--trace",
+            "--no-report",
+        ]
         status = main(world, [str(word) for word in (*given, "--progress", "none", "--hidden", 8, *options)])
         assert status == 0
         world.gather_text("")  # rank 0 has written everything
