@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-VERBS = ("train", "convert", "inspect", "repack", "benchmark", "verify", "doctor")
+VERBS = ("train", "convert", "inspect", "repack", "benchmark", "verify", "doctor", "plot")
 
 
 def main() -> None:

@@ -72,8 +72,9 @@ class TestFinishedRun:
             assert re.fullmatch(
                 rf"epoch {number}/2  loss F  accuracy F  validation F F  [\d,]+ samples/s  .* left", figures
             )
-        assert lines[-2].startswith("finished after 8 steps")
-        assert lines[-1] == f"kept in {out}"
+        assert lines[-3].startswith("finished after 8 steps")
+        assert lines[-2] == f"kept in {out}"
+        assert lines[-1].startswith(f"report: {out}/report.html (written in ")
 
     def test_no_line_is_printed_twice_or_drawn_over(self, finished):
         ended, _ = finished
@@ -82,7 +83,9 @@ class TestFinishedRun:
 
     def test_leaves_its_files_and_no_others(self, finished):
         _, out = finished
-        assert sorted(path.name for path in out.iterdir()) == ["config.toml", "log.txt", "metrics.jsonl"]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "config.toml", "gallery.h5", "log.txt", "metrics.jsonl", "report.html",
+        ]  # fmt: skip
 
     def test_log_has_what_was_printed(self, finished):
         ended, out = finished
