@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from mpi_parallel.commands import examples
+
 T = TypeVar("T")
 Check = Callable[[Any], str | None]
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -142,6 +144,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+class _Help(argparse.HelpFormatter):
+    """Leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser for many ranks: it raises where argparse would print and exit, and prints where it is told."""
 
@@ -170,8 +179,19 @@ def _groups(kind: type[Any]) -> list[tuple[str, type[Any], dict[str, Any]]]:
 
 
 def _parser(kind: type[Any], command: str, sentence: str, out: TextIO) -> _Parser:
-    parser = _Parser(prog=command, description=sentence, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    lines = examples(command.removeprefix("mpi_parallel."))
+    epilog = "\n".join(["examples:", *(f"  {line}" for line in lines)]) if lines else None
+    parser = _Parser(
+        prog=command, description=sentence, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        formatter_class=_Help,
+    )  # fmt: skip
     parser.out = out
+    fill(parser, kind)
+    return parser
+
+
+def fill(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
+    """Give a parser the arguments of a configuration."""
     parser.add_argument("--config", metavar="FILE.toml", help="read options from this file; flags win over it")
     for name, group, hints in _groups(kind):
         section = parser.add_argument_group(name, group.__doc__)
@@ -181,7 +201,6 @@ def _parser(kind: type[Any], command: str, sentence: str, out: TextIO) -> _Parse
                 section.add_argument(words.pop("dest"), **words | {"nargs": words.get("nargs", "?")})
             else:
                 section.add_argument(flag(field.name), **words)
-    return parser
 
 
 def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
