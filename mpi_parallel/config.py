@@ -10,6 +10,7 @@ from mpi_parallel.options import (
     at_least,
     between,
     duration,
+    interval,
     memory_size,
     option,
     positive,
@@ -151,6 +152,19 @@ class RunOptions:
     progress: str = option(
         "auto", "auto is a bar on a terminal and plain lines elsewhere", choices=("auto", "bar", "plain", "none")
     )
+    resume: str | None = option(
+        None,
+        "go on from this checkpoint, or with auto from the newest whole one in --out, where there is one",
+        name="auto|FILE",
+    )
+    checkpoint_every: str = option(
+        "5m",
+        "save the run every so many steps, or seconds, minutes or hours, such as 90s or 5m; 0 saves at its end only, "
+        "never not at all",
+        check=interval,
+        name="5m|STEPS",
+    )
+    keep: int = option(3, "checkpoints to keep, beside the one with the lowest validation loss", check=at_least(1))
     target_accuracy: float | None = option(
         None,
         "stop once an epoch ends with at least this accuracy (validation, or training without one)",
@@ -210,6 +224,8 @@ class TrainConfig:
             raise InputError(f"--groups {self.parallel.groups} do not divide --shards {self.batch.shards}")
         if self.parallel.reproducible and self.parallel.merge not in ("auto", "exact"):
             raise InputError(f"--reproducible merges by exact, not by --merge {self.parallel.merge}")
+        if self.run.resume == "auto" and self.run.out is None:
+            raise InputError("--resume auto goes on in the folder of the run: name it with --out")
         if not os.fspath(self.data.data):
             raise InputError("--data is empty: name an HDF5 file")
 

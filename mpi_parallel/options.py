@@ -71,6 +71,16 @@ def bytes_of(size: str) -> int:
     return int(float(text.removesuffix(letter)) * UNITS[letter])
 
 
+def interval(value: str) -> str | None:
+    """A check that a text is a number of steps, a time that `seconds_of` understands, or never."""
+    if value.isdecimal() or value == "never":
+        return None
+    try:
+        return None if 0 < seconds_of(value) < float("inf") else "must be more than nothing"
+    except ValueError:
+        return "give steps, such as 1000, or a time, such as 90s, 5m or 1h"
+
+
 def memory_size(value: str) -> str | None:
     """A check that `bytes_of` understands the value."""
     try:

@@ -20,8 +20,11 @@ from mpi_parallel.options import parse, seconds_of
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.fit import Run, fit
+from mpi_parallel.training.identity import identity_of
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.log import RunFolder
+from mpi_parallel.training.resume import resume
+from mpi_parallel.training.saver import open_saver
 from mpi_parallel.training.trace import open_trace
 from mpi_parallel.training.watchdog import Watchdog
 
@@ -67,10 +70,14 @@ def train(world: Communicator, config: TrainConfig) -> int:
     choice = open_merger(config.parallel.merge, model.store, comm, update, config.groups)
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
-    folder = RunFolder(config.run.out, config, config.run.progress, world)
+    folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)
     run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, data, folder, trace)
+    facts = identity_of(run, grid, threads)
+    run.saver = open_saver(run, facts)
     announce(run, grid, threads, data, choice)
+    resume(run, facts)
     status = fit(run)
+    run.saver.close()
     merger.close()
     training.free()
     grid.free()

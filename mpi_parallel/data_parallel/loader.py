@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpi_parallel.data_parallel import order
 from mpi_parallel.data_parallel.augmentation import Augmentation
 from mpi_parallel.data_parallel.dataset import ImageSet, Split
+from mpi_parallel.data_parallel.digest import digest_of_parts, digest_of_rows, digest_of_streamed
 from mpi_parallel.data_parallel.memory import Budget, Shared
 from mpi_parallel.data_parallel.rows import Rows, StreamedRows
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
@@ -58,8 +59,9 @@ class Batch:
 class TrainingRows:
     """This rank's shards of the training split, and the batches that every epoch draws from them.
 
-    `holding` says how: "resident" rows are read once and kept, "streaming" ones are read anew in each epoch. Which it
-    is decides the order of the samples, the number of ranks does not.
+    `digest` names the rows of all ranks, and does not depend on their number. `holding` says how rows are held:
+    "resident" ones are read once and kept, "streaming" ones are read anew in each epoch. Which it is decides the order
+    of the samples, the number of ranks does not.
     """
 
     def __init__(
@@ -115,11 +117,13 @@ class TrainingRows:
         """Steps of an epoch; the last one may be short."""
         return -(-self.total // batch_size)
 
-    def epoch(self, number: int, batch_size: int) -> Iterator[Batch]:
-        """The rank's part of every step of an epoch (numbered from 0); some parts may be empty."""
+    def epoch(self, number: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
+        """The rank's part of every step of an epoch (numbered from 0) from step `first` on; some parts may be empty."""
         self.rows.rewind(number)
+        if first:
+            self.rows.skip(len(order.positions_of(self.shards, self.total, self.of, range(first * batch_size))))
         at_once = max(1, POSITIONS_AT_ONCE * self.of // max(1, len(self.shards)) // batch_size) * batch_size
-        for begin in range(0, self.total, at_once):
+        for begin in range(first * batch_size, self.total, at_once):
             span = range(begin, min(begin + at_once, self.total))
             positions = order.positions_of(self.shards, self.total, self.of, span)
             sequence, edges = order.grouped(positions, span, batch_size, self.groups, self.own_groups)
@@ -163,7 +167,17 @@ class TrainingRows:
         images.settle()
         labels.settle()
         self.scaler = _scaler(data, held, self.of, self.comm)
+        self.digest = self._digest(held, labels.array)
         self.rows = Rows(images.array, labels.array, self.scaler, self.device, augment)
+
+    def _digest(self, held: Mapping[int, NDArray[Any]], labels: NDArray[np.int32]) -> str:
+        """Of the training rows of all ranks: what they are, shard by shard."""
+        ends = np.cumsum([0, *map(len, held.values())])
+        mine = {
+            shard: digest_of_rows(images, labels[start : start + len(images)])
+            for (shard, images), start in zip(held.items(), ends[:-1], strict=True)
+        }
+        return digest_of_parts(mine, self.of, self.comm)
 
     def _pass_through(self, data: ImageSet, augment: Augmentation | None) -> None:
         """Open the stream and see through all labels, and through the images where the file has no moments of them."""
@@ -173,6 +187,7 @@ class TrainingRows:
         blocks = dict(zip(self.parts, stream.blocks, strict=True)) if data.mean is None else {}
         seen = {shard: moments_of_pieces(pieces(data.train, own)) for shard, own in blocks.items() if own}
         self.scaler = _scaler(data, seen, self.of, self.comm)
+        self.digest = digest_of_parts(digest_of_streamed(data.train, self.parts), self.of, self.comm)
         self.rows = StreamedRows(stream, largest, self.scaler, self.device, augment)
 
 

@@ -61,6 +61,9 @@ class Rows:
     def rewind(self, epoch: int = 0) -> None:
         """The rows will now be asked for in the order of this epoch."""
 
+    def skip(self, count: int) -> None:
+        """The next so many rows of the epoch are not wanted."""
+
     def close(self) -> None:
         """The rows will not be asked for again."""
 
@@ -126,6 +129,10 @@ class StreamedRows(Rows):
 
     def rewind(self, epoch: int = 0) -> None:
         self.stream.start(epoch)
+
+    def skip(self, count: int) -> None:
+        while count:
+            count -= len(self.stream.take(count))
 
     def close(self) -> None:
         self.stream.close()

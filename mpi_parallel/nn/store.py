@@ -12,8 +12,8 @@ from mpi_parallel.device import Array, Device
 from mpi_parallel.nn.precision import LossScale
 
 # Behind the gradients travel the batch's sums, so that one collective merges everything.
-LOSS, CORRECT, COUNT, STOP, BAD = range(5)  # BAD: 0, or NaN where a gradient is not finite
-TAIL = 5
+LOSS, CORRECT, COUNT, STOP, SAVE, BAD = range(6)  # BAD: 0, or NaN where a gradient is not finite
+TAIL = 6
 
 
 @dataclass(eq=False)

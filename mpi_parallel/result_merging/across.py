@@ -39,7 +39,7 @@ class Across(Merger):
         """Merge the data axis, then let every rank of the model know of the others."""
         mine = self.merger.merge()
         told = (mine.loss, mine.correct, mine.count) if self.speaks else (0.0, 0, 0)
-        sums = np.array([*told, mine.stop, 0.0 if mine.finite else math.nan], np.float64)
+        sums = np.array([*told, mine.stop, mine.save, 0.0 if mine.finite else math.nan], np.float64)
         self.model.sum(sums)
         return Totals.of(sums)
 

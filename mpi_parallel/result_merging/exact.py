@@ -15,7 +15,7 @@ import numpy as np
 from mpi_parallel.device import Array
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
-from mpi_parallel.nn.store import STOP, ParameterStore
+from mpi_parallel.nn.store import SAVE, STOP, ParameterStore
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
 
@@ -61,10 +61,11 @@ class Exact(Merger):
 
     def merge(self) -> Totals:
         """Finish the tree on every rank."""
-        flags = self.store.size + STOP
-        self.waiting[0, flags] = self.store.tail[STOP]
+        asked = slice(STOP, SAVE + 1)  # by a rank, not by a group
+        flags = slice(self.store.size + STOP, self.store.size + SAVE + 1)
+        self.waiting[0, flags] = self.store.tail[asked]
         self.comm.gather_rows(self.waiting[: self.counts[self.comm.rank]], self.counts, self.everyone)
-        stop = self.everyone[self.first, flags].sum()
+        flagged = self.everyone[self.first, flags].sum(axis=0)
         for to, other in self.plan[:-1]:
             self.xp.add(self.everyone[to], self.everyone[other], out=self.everyone[to])
         if self.plan:
@@ -72,7 +73,7 @@ class Exact(Merger):
             self.xp.add(self.everyone[to], self.everyone[other], out=self.store.merged)
         else:
             self.store.merged[...] = self.everyone[0]
-        self.store.tail[STOP] = stop
+        self.store.tail[asked] = flagged
         self.trees.clear()
         self.next = self.own.start
         return Totals.of(self.store.device.to_host(self.store.tail))

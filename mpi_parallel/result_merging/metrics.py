@@ -22,12 +22,13 @@ class Totals:
     stop: bool  # some rank was asked to stop
     finite: bool  # whether the step may be taken: all ranks' losses and gradients are finite
     skipped: bool = False  # it was not taken because the loss scale of float16 was too large: nothing is wrong
+    save: bool = False  # some rank wants a checkpoint after this step
 
     @classmethod
     def of(cls, tail: NDArray[np.floating[Any]]) -> Totals:
         """From the tail of the merged gradient (see nn/store.py)."""
-        loss, correct, count, stop, bad = tail.tolist()
-        return cls(loss, int(correct), int(count), stop > 0, math.isfinite(loss + bad))
+        loss, correct, count, stop, save, bad = tail.tolist()
+        return cls(loss, int(correct), int(count), stop > 0, math.isfinite(loss + bad), save=save > 0)
 
 
 @dataclass(frozen=True)

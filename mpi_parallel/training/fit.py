@@ -24,11 +24,12 @@ from mpi_parallel.training.bad_numbers import LISTED, diagnose
 from mpi_parallel.training.log import RunFolder, logger
 from mpi_parallel.training.progress import open_progress
 from mpi_parallel.training.replicas import differing
+from mpi_parallel.training.saver import Never
 from mpi_parallel.training.signals import StopRequest
 from mpi_parallel.training.step import Engine, Merger, train_step
 from mpi_parallel.training.trace import NoTrace, Trace
 
-FINISHED, DIFFERENT, DIVERGED, STOPPED = 0, 1, 3, 75  # exit statuses
+FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses
 TOLD_APART = 256  # of more ranks an epoch's line tells the mean and the slowest alone
 
 
@@ -48,12 +49,15 @@ class Run:
     data: ImageSet
     folder: RunFolder
     trace: Trace | NoTrace
+    saver: Never = field(default_factory=Never)
     step: int = 0
     epochs: int = 0  # completed
     samples: int = 0
     bad_steps: int = 0  # that were not finite, and not taken
     first_step: float = 0.0  # seconds from the start of the process to the end of the first step
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, count of the running epoch
+    before: float = 0.0  # count of the running epoch when this program took it up
+    patience: Patience = field(default_factory=lambda: Patience())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,13 +75,13 @@ def fit(run: Run) -> int:
     stop = StopRequest()
     progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0)
     run.folder.show_through(progress)
-    reason, patience = "finished", Patience(run.config.run.early_stop)
+    reason, run.patience.epochs = "finished", run.config.run.early_stop
     try:
         with np.errstate(all="ignore"):  # what overflows is found by the step's own check
             while run.step < run.total_steps and reason == "finished":
                 reason = _train_epoch(run, progress, stop)
                 if reason == "finished":
-                    reason = _end_epoch(run, patience)
+                    reason = _end_epoch(run)
             return _end(run, reason)
     finally:
         for rows in (run.training.rows, run.validation, run.test):
@@ -91,7 +95,7 @@ def fit(run: Run) -> int:
 class Patience:
     """Counts the epochs since the loss was last lower than ever before."""
 
-    def __init__(self, epochs: int | None) -> None:
+    def __init__(self, epochs: int | None = None) -> None:
         self.epochs, self.best, self.since = epochs, float("inf"), 0
 
     def lost(self, loss: float) -> bool:
@@ -105,15 +109,18 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
     batch, rule = run.config.batch, run.config.optimizer
     clock = run.engine.clock
     clock.reset()
-    run.sums = [0.0, 0.0, 0.0]
+    first = run.step - run.epochs * run.steps_per_epoch  # not 0 where a run goes on in mid-epoch
+    run.sums = run.sums if first else [0.0, 0.0, 0.0]
+    run.before = run.sums[2]
     clock.step = run.step + 1
     PULSE.enter(f"epoch {run.epochs + 1}")
-    for part in clock.booked("data", run.training.epoch(run.epochs, batch.batch_size), "order"):
+    for part in clock.booked("data", run.training.epoch(run.epochs, batch.batch_size, first), "order"):
         if run.step >= run.total_steps:
             break
         PULSE.take(run.step + 1)
         rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
-        totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop))
+        save = run.saver.due(run.step)
+        totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop), save)
         bad = not (totals.finite or totals.skipped)
         if bad and _too_bad(run, part, totals):
             return "not-finite"
@@ -126,6 +133,7 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
         progress.step(run.step, run.sums[0] / max(1.0, run.sums[2]))
         if _replicas_differ(run):
             return "replicas-differ"
+        run.saver.after_step(run, totals.save)
         if totals.stop:
             return "signal"
     return "finished"
@@ -157,7 +165,7 @@ def _replicas_differ(run: Run) -> bool:
     return bool(told)
 
 
-def _end_epoch(run: Run, patience: Patience) -> str:
+def _end_epoch(run: Run) -> str:
     """Evaluate and tell of the epoch; why the run should end now, or "finished" when it should not."""
     run.epochs += 1
     seconds = run.engine.clock.total()
@@ -168,7 +176,8 @@ def _end_epoch(run: Run, patience: Patience) -> str:
     rate = learning_rate(run.step - 1, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
     run.folder.event(
         "epoch", epoch=run.epochs, step=run.step, samples=run.samples, seconds=seconds,
-        samples_per_second=trained.count / seconds, train_loss=trained.loss, train_accuracy=trained.accuracy,
+        samples_per_second=(trained.count - run.before) / seconds, train_loss=trained.loss,
+        train_accuracy=trained.accuracy,
         validation_loss=held_out.loss if held_out else None, validation_accuracy=held_out.accuracy if held_out else
         None,
         lr=rate, seconds_by_phase=phases, seconds_by_rank=by_rank, slowest_rank=slowest,
@@ -176,9 +185,12 @@ def _end_epoch(run: Run, patience: Patience) -> str:
     )  # fmt: skip
     logger.info(_epoch_line(run, trained, held_out, seconds))
     judged, target = held_out or trained, run.config.run.target_accuracy
+    lost = run.patience.lost(judged.loss)
+    if held_out and not run.patience.since:
+        run.saver.improved(run)
     if target is not None and judged.accuracy >= target:
         return "target"
-    return "early-stop" if patience.lost(judged.loss) else "finished"
+    return "early-stop" if lost else "finished"
 
 
 def evaluate(run: Run, rows: Rows | None, see: See | None = None) -> Score | None:
@@ -222,6 +234,7 @@ def _end(run: Run, reason: str) -> int:
         logger.warning("test loss %s: training went bad", tested.loss)
         reason = "not-finite"
     PULSE.enter("the end of the run")
+    saved = reason in ("not-finite", "replicas-differ") or run.saver.last(run)
     seconds, digest = process_seconds(), weights_sha256(run.engine.model.pieces())
     run.folder.event(
         "end", step=run.step, epochs=run.epochs, reason=reason, seconds=seconds,
@@ -238,6 +251,9 @@ def _end(run: Run, reason: str) -> int:
         logger.info(f"the trace is {run.folder.path / traced}: open it in ui.perfetto.dev")
     if reason != "signal":  # who asked to stop wants no time spent on pictures
         closing.report(run)
+    if not saved:
+        logger.error("where the run ended could not be saved")
+        return UNSAVED
     return {"not-finite": DIVERGED, "signal": STOPPED, "replicas-differ": DIFFERENT}.get(reason, FINISHED)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from contextlib import suppress
@@ -21,8 +22,9 @@ logger = logging.getLogger("mpi_parallel")
 class RunFolder:
     """The folder of one run. All ranks know its path; rank 0 makes it and writes, the others only their warnings."""
 
-    def __init__(self, out: str | None, config: Any, progress: str, world: Communicator) -> None:
-        """Make the folder. Raises InputError where it cannot be made or holds a run already."""
+    def __init__(self, out: str | None, config: Any, progress: str, world: Communicator, goes_on: bool = False) -> None:
+        """Make the folder. Raises InputError where it cannot be made, or holds a run already that is not to go on."""
+        self._goes_on = goes_on
         complaint = self._make(out, config) if world.rank == 0 else None
         self.path, complaint = (
             Path(world.gather_text(str(getattr(self, "path", "")))[0]),
@@ -30,13 +32,18 @@ class RunFolder:
         )
         if complaint:
             raise InputError(complaint)
-        self._metrics: TextIO | None = (self.path / "metrics.jsonl").open("x") if world.rank == 0 else None
+        self._metrics: TextIO | None = self._open_metrics() if world.rank == 0 else None
         self.console = _Console(open_progress("none" if progress == "none" else "plain", 0, world.rank == 0))
         self._handlers = _handlers(self.path, world.rank, self.console)
         for handler in self._handlers:
             logger.addHandler(handler)
         logger.setLevel(logging.INFO if world.rank == 0 else logging.WARNING)
         logger.propagate = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.path / "checkpoints"
 
     def event(self, name: str, **facts: Any) -> None:
         """Append one line to metrics.jsonl, at once."""
@@ -61,13 +68,22 @@ class RunFolder:
                 if file is not None:
                     file.close()
 
+    def _open_metrics(self) -> TextIO:
+        """The file of events; one that goes on loses a last line that was not finished."""
+        path = self.path / "metrics.jsonl"
+        if not self._goes_on:
+            return path.open("x")
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        return path.open("a")
+
     def _make(self, out: str | None, config: Any) -> str | None:
         """Make the folder and config.toml; what is wrong, if something is."""
         try:
             self.path = _numbered(Path("runs") / time.strftime("%Y%m%d-%H%M%S")) if out is None else Path(out)
             self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / "metrics.jsonl").exists():
-                return f"--out {self.path} holds a run already: name another folder"
+            if (self.path / "metrics.jsonl").exists() and not self._goes_on:
+                return f"--out {self.path} holds a run already: name another folder, or go on with --resume auto"
             write_toml(config, self.path / "config.toml")
         except OSError as error:
             return f"--out {out or 'runs'}: {error}"

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.device.clock import Clock
+from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.layers import Ready, See
 from mpi_parallel.nn.mlp import Network
 from mpi_parallel.nn.optimizers import Optimizer
-from mpi_parallel.nn.store import STOP, Parameter, ParameterStore
+from mpi_parallel.nn.store import SAVE, STOP, Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
 
 
@@ -40,6 +41,7 @@ class Merger(Protocol):
     """Makes the ranks' gradients one. `owned` is the slice of the store whose optimizer step this rank takes."""
 
     owned: slice
+    comm: Communicator  # the ranks that have the same part of the model
 
     def ready(self, parameters: Sequence[Parameter]) -> None:
         """The gradients of these parameters are complete on this rank."""
@@ -71,10 +73,11 @@ def train_step(
     rate: float,
     clip_norm: float = 0.0,
     stop: bool = False,
+    save: bool = False,
 ) -> Totals:
     """One synchronised step: every rank ends with the same weights.
 
-    `stop` tells all ranks that this one was asked to.
+    `stop` tells all ranks that this one was asked to, and `save` that it wants a checkpoint.
     """
     store, clock = engine.store, engine.clock
     engine.run(batch, merger.ready, merger.collect)  # my share of the gradient
@@ -82,6 +85,8 @@ def train_step(
     clock.enter("merge")
     if stop:
         store.tail[STOP] = 1
+    if save:
+        store.tail[SAVE] = 1
     totals = merger.merge()  # everyone's gradient, count, loss and flags
 
     clock.enter("update")

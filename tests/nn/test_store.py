@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_parallel.device import Host
-from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, STOP, TAIL, ParameterStore
+from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, SAVE, STOP, TAIL, ParameterStore
 
 SHAPES = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
 
@@ -44,9 +44,9 @@ def test_parameters_are_views_of_the_store(shapes):
 def test_the_tail_lies_behind_the_gradients_in_one_array():
     store = store_of([(2, 3), (3,)])
     store.gradients[:] = 1
-    store.tail[[LOSS, CORRECT, COUNT, STOP, BAD]] = [2, 3, 4, 5, 6]
-    assert store.merged.tolist() == [1] * 9 + [2, 3, 4, 5, 6]
-    assert TAIL == 5
+    store.tail[[LOSS, CORRECT, COUNT, STOP, SAVE, BAD]] = [2, 3, 4, 5, 6, 7]
+    assert store.merged.tolist() == [1] * 9 + [2, 3, 4, 5, 6, 7]
+    assert TAIL == 6
 
 
 def test_everything_is_float32_and_contiguous():

@@ -30,6 +30,7 @@ def train(shared_path):
         path = write_image_set(shared_path / f"set-{world.rank}.h5", rows, validation, test)  # each rank its own
         out = shared_path / name
         given = {"--batch-size": "16", "--epochs": "2", "--hidden": "8", "--progress": "none", "--merge": "flat"}
+        given |= {"--checkpoint-every": "never"}
         options = [word for pair in given.items() if pair[0] not in options for word in pair] + [*map(str, options)]
         options += [] if "--report" in options else ["--no-report"]
         status = main(world, ["--data", str(path), "--out", str(out), *options])

@@ -1,0 +1,132 @@
+"""Going on from a checkpoint: which one, whether it is whole, and of the same training, and putting it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError, flag
+from mpi_parallel.training.blueprint import parameter_shapes
+from mpi_parallel.training.checkpoint import CheckpointFile, bytes_of
+from mpi_parallel.training.log import logger
+from mpi_parallel.training.saver import checkpoints
+from mpi_parallel.training.slices import pieces_of
+from mpi_parallel.training.state import WEIGHTS, flat_arrays, stand
+
+if TYPE_CHECKING:
+    from mpi_parallel.training.fit import Run
+
+AUTO = "auto"
+# Options that make the sequence of weights; what only says how long, how fast and where may change.
+BINDING = {
+    "data": ("validation", "shift", "flip", "erase"),
+    "model": ("hidden", "dropout"),
+    "batch": ("batch_size", "shards", "seed"),
+    "optimizer": ("optimizer", "lr", "schedule", "warmup", "weight_decay", "clip_norm"),
+    "device": ("precision",),
+}
+LEFT_OUT = ".left-out"  # ends the name of what is not gone on from
+
+
+def resume(run: Run, facts: dict[str, Any]) -> None:
+    """Go on from the checkpoint that --resume names, or with "auto" from the folder's newest whole one, if any.
+
+    All ranks together. Raises InputError, naming both sides, where data, model or order are not the checkpoint's.
+    """
+    asked, folder = run.config.run.resume, run.folder.checkpoints
+    if asked is None:
+        return
+    file = _newest(folder, run.comm) if asked == AUTO else open_together(Path(asked), run.comm)
+    if file is None:
+        logger.info("--resume auto: no checkpoint in %s yet: starting anew", folder)
+        return
+    with file:
+        compare(file, facts)
+        _load(run, file)
+    stand(run, file.facts)
+    if run.comm.rank == 0:
+        _leave_out(folder, file.path, run.step)
+    run.comm.meet()  # ranks that share weights have all read theirs
+    run.folder.event("resume", step=run.step, **{"from": str(file.path)}, ranks=run.comm.size)
+    logger.info("going on from %s: step %d, epoch %d", file.path, run.step, run.epochs + 1)
+
+
+def open_together(path: Path, comm: Communicator) -> CheckpointFile:
+    """Open a checkpoint on all ranks, each of which verifies a part. Raises InputError on all where it is not whole."""
+    file, complaint = None, ""
+    try:
+        file = CheckpointFile(path)
+        file.verify(comm.rank, comm.size)
+    except InputError as error:
+        complaint = str(error)
+    complaint = next((text for text in comm.gather_text(complaint) if text), "")
+    if complaint or file is None:
+        if file is not None:
+            file.close()
+        raise InputError(f"--resume {complaint}")
+    return file
+
+
+def _newest(folder: Path, comm: Communicator) -> CheckpointFile | None:
+    """The newest whole checkpoint of a folder; None where there are none at all. Warns of those that are damaged."""
+    names = comm.gather_text("\n".join(path.name for path in checkpoints(folder)))[0].split()
+    for name in names:
+        try:
+            return open_together(folder / name, comm)
+        except InputError as error:
+            logger.warning("%s; trying the one before", error) if comm.rank == 0 else None
+    if names:
+        raise InputError(
+            f"--resume auto: none of the {len(names)} checkpoints in {folder} is whole: move them away to start anew"
+        )
+    return None
+
+
+def compare(file: CheckpointFile, ours: dict[str, Any]) -> None:
+    """Raise InputError, naming both sides, where going on would not be the same training."""
+    for what, here, there in differences(ours, file.facts):
+        raise InputError(f"--resume {file.path}: {what} is {here} here and {there} in the checkpoint")
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What binds and is not the same: its name, ours and theirs."""
+    pairs: list[tuple[str, Any, Any]] = [("the network", ours["widths"], theirs["widths"])]
+    for table, keys in BINDING.items():
+        pairs += [(flag(key), ours["config"][table].get(key), theirs["config"][table].get(key)) for key in keys]
+    data, other = ours["data"], theirs["data"]
+    here, there = (f"{side['rows']} rows of {side['file']}, SHA-256 {side['sha256'][:16]}" for side in (data, other))
+    if data["sha256"] != other["sha256"]:
+        pairs.append(("the training data", here, there))
+    pairs.append(("--holding", ours["holding"], theirs["holding"]))
+    if ours["holding"] == "streaming":
+        pairs.append(("--window", *(side["config"]["data"]["window"] for side in (ours, theirs))))
+    if ours["config"]["optimizer"]["schedule"] != "constant":
+        pairs.append(("the number of steps, which --schedule goes by,", ours["total_steps"], theirs["total_steps"]))
+    if ours["groups"]:
+        pairs += [(f"--reproducible: {key}", ours[key], theirs[key]) for key in ("groups", "arithmetic")]
+        pairs.append(("--reproducible: --tensor", ours["grid"]["tensor"], theirs["grid"]["tensor"]))
+    return (pair for pair in pairs if pair[1] != pair[2])
+
+
+def _load(run: Run, file: CheckpointFile) -> None:
+    """Put this rank's parts of the arrays into the run: all of its weights, and the optimizer's state that it owns."""
+    store = run.engine.store
+    places, names = run.engine.model.places(), list(parameter_shapes(run.engine.model.widths))
+    for kind, array in flat_arrays(run).items():
+        span = slice(0, store.size) if kind == WEIGHTS else run.merger.owned
+        values = np.zeros(span.stop - span.start, np.float32)
+        data = bytes_of(values)
+        for piece in pieces_of(places, span, names):
+            file.fill(piece, f"{kind}/{names[piece.array]}", data[piece.local : piece.local + piece.size])
+        array[span] = store.device.to_device(values)
+
+
+def _leave_out(folder: Path, path: Path, step: int) -> None:
+    """Rename what lies behind the step in the folder: damaged, or of a way that is not gone on."""
+    for other in checkpoints(folder):
+        if other.name > f"step-{step:08d}.h5" and other != path:
+            other.replace(other.with_name(other.name + LEFT_OUT))

@@ -1,0 +1,254 @@
+"""Saving a run while it goes on: a snapshot between two steps, then a thread that writes; the disk is not waited for.
+
+    main thread   step  copy  step  step  step  step  step  step          MPI is called here only
+    writer thread             [ my pieces, fsync ]   [ rename, old ones ]  the second on rank 0, when all have written
+
+A rank whose thread has done enters a sum over the ranks that nobody waits for; where it comes out, all have written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from mpi_parallel.options import seconds_of
+from mpi_parallel.training.blueprint import draw
+from mpi_parallel.training.checkpoint import flush
+from mpi_parallel.training.log import logger
+from mpi_parallel.training.state import Snapshot
+
+if TYPE_CHECKING:
+    from mpi_parallel.training.fit import Run
+
+BEST = "best.h5"
+NEVER = "never"
+
+
+class Never:
+    """Saves nothing: the twin of Saver for runs that want no checkpoints."""
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def after_step(self, run: Run, asked: bool) -> None:
+        pass
+
+    def improved(self, run: Run) -> None:
+        pass
+
+    def last(self, run: Run) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class Saver(Never):
+    """Writes checkpoints of a run into a folder, from all ranks."""
+
+    def __init__(self, run: Run, facts: dict[str, Any], folder: Path, every: tuple[int, float], keep: int) -> None:
+        """`every` is a number of steps and one of seconds, of which one is 0; both 0 save only at the end.
+
+        All ranks together. Raises InputError where the folder cannot be written.
+        """
+        self.folder, self.keep, self.facts = folder, keep, facts
+        (self.steps, self.seconds), self.run = every, run
+        self.comm = run.comm.on_host().split(0)  # its own: the sums of different ranks begin at different steps
+        if self.comm.rank == 0:
+            for left in folder.glob(".*.part"):
+                left.unlink(missing_ok=True)
+        self.blueprint = draw(run, facts, folder)
+        self.snapshot = Snapshot(run, self.blueprint.span)
+        self.best = Snapshot(run, self.blueprint.span) if run.validation is not None else None
+        self.saved: int | None = None  # step of the last checkpoint that is whole
+        self.took = 0.0  # seconds of the last one, from the copy to its name
+        self.failed = False  # whether the last one could not be written
+        self._job: Job | None = None
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._begun = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether this rank, if it is the one with the clock, wants the coming step to be followed by a checkpoint."""
+        late = self.seconds and time.monotonic() - self._begun >= self.seconds
+        return bool(late) and self.comm.rank == 0 and self._job is None
+
+    def after_step(self, run: Run, asked: bool) -> None:
+        """Begin a checkpoint where one is `asked` for, on all ranks alike, and see to the one under way."""
+        if self._job is not None and self._job.look():
+            self._settled()
+        if asked or (self.steps and run.step % self.steps == 0):
+            self._begin(run)
+
+    def improved(self, run: Run) -> None:
+        """The run stands better than ever before: keep that, to be written with the next checkpoint."""
+        if self.best is not None:
+            self._finish()  # it may be writing the last one
+            self.best.take(run)
+
+    def last(self, run: Run) -> bool:
+        """Write where the run ends, and wait for that; whether it was written."""
+        self._finish()
+        if self.saved != run.step or (self.best and self.best.numbers):
+            self._begin(run)
+            self._finish()
+        return not self.failed
+
+    def close(self) -> None:
+        """No more checkpoints; all ranks together."""
+        self._finish()
+        self._pool.shutdown()
+        self.comm.free()
+
+    def _begin(self, run: Run) -> None:
+        self._finish()
+        self._begun = time.monotonic()
+        self.snapshot.take(run)
+        self._job = Job(self, self._pool)
+
+    def _finish(self) -> None:
+        if self._job is not None:
+            self._job.wait()
+            self._settled()
+
+    def _settled(self) -> None:
+        """Tell of the checkpoint that is done."""
+        job, self._job = self._job, None
+        assert job is not None
+        self.failed, self.took = job.failures > 0, job.seconds
+        if self.best is not None and not self.failed:
+            self.best.numbers = {}
+        path = self.folder / job.name
+        if not self.failed:
+            self.saved = job.step
+            self.run.folder.event("checkpoint", step=job.step, path=str(path), seconds=job.seconds)
+            return
+        if job.error is not None:
+            logger.warning("rank %d: %s was not written: %s", self.comm.rank, path, job.error)
+        elif self.comm.rank == 0:
+            logger.warning("%s was not written: %d other ranks failed, see their logs", path, job.failures)
+        self.run.folder.event("checkpoint-failed", step=job.step, path=str(path), error=str(job.error or ""))
+
+
+class Waitable(Protocol):
+    """Something that is under way."""
+
+    def done(self) -> bool: ...
+
+    def wait(self) -> None: ...
+
+
+class Task:
+    """Work on the thread; what it raises of OSError becomes the job's error."""
+
+    def __init__(self, job: Job, work: Callable[[], None]) -> None:
+        self._job, self._future = job, job.pool.submit(work)
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def wait(self) -> None:
+        try:
+            self._future.result()
+        except OSError as error:
+            self._job.error = error
+
+
+class Job:
+    """One checkpoint on its way to the disk: all ranks write, then one of them names the file, then all know of it."""
+
+    def __init__(self, saver: Saver, pool: ThreadPoolExecutor) -> None:
+        self.saver, self.pool, self._since = saver, pool, perf_counter()
+        self.step: int = saver.snapshot.numbers["step"]
+        self.name = f"step-{self.step:08d}.h5"
+        self.error: OSError | None = None
+        self.seconds = 0.0
+        self._failed = np.zeros(1, np.int32)
+        self._course = self._stages()
+        self._stage: Waitable | None = next(self._course)
+
+    @property
+    def failures(self) -> int:
+        """How many ranks failed; the same on all, once all is done."""
+        return int(self._failed[0])
+
+    def look(self) -> bool:
+        """Go on as far as that needs no waiting; whether all is done."""
+        while self._stage is not None and self._stage.done():
+            self._go_on()
+        return self._stage is None
+
+    def wait(self) -> None:
+        """Until all is done."""
+        while self._stage is not None:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        assert self._stage is not None
+        self._stage.wait()
+        self._stage = next(self._course, None)
+
+    def _stages(self) -> Iterator[Waitable]:
+        """What is under way, one after the other."""
+        yield Task(self, self._write)
+        yield self._agree()
+        if self.saver.comm.rank == 0:
+            yield Task(self, self._name)
+        yield self._agree()
+        self.seconds = perf_counter() - self._since
+
+    def _agree(self) -> Waitable:
+        """Begin to count the ranks that failed."""
+        self._failed[0] = self.error is not None
+        return self.saver.comm.begin_sum(self._failed)
+
+    def _write(self) -> None:
+        """On the thread: this rank's pieces of the best and of the last state."""
+        saver, written = self.saver, time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if saver.best is not None and saver.best.numbers:
+            facts = saver.facts | saver.best.numbers | {"written": written}
+            saver.blueprint.write(self._unfinished(BEST), saver.best, facts)
+        facts = saver.facts | saver.snapshot.numbers | {"written": written}
+        saver.blueprint.write(self._unfinished(self.name), saver.snapshot, facts)
+
+    def _name(self) -> None:
+        """On rank 0's thread, when all ranks have written: give the files their names, or remove them."""
+        saver = self.saver
+        for name in (BEST, self.name):
+            unfinished = self._unfinished(name)
+            if self.failures:
+                unfinished.unlink(missing_ok=True)
+            elif unfinished.exists():
+                unfinished.replace(saver.folder / name)
+        flush(saver.folder)
+        if not self.failures:
+            prune(saver.folder, saver.keep)
+
+    def _unfinished(self, name: str) -> Path:
+        return self.saver.folder / f".{name}.part"
+
+
+def open_saver(run: Run, facts: dict[str, Any]) -> Never:
+    """What --checkpoint-every and --keep ask for; `facts` go into every checkpoint. All ranks together."""
+    options = run.config.run
+    if options.checkpoint_every == NEVER:
+        return Never()
+    steps = int(options.checkpoint_every) if options.checkpoint_every.isdecimal() else 0
+    seconds = 0.0 if options.checkpoint_every.isdecimal() else seconds_of(options.checkpoint_every)
+    return Saver(run, facts, run.folder.checkpoints, (steps, seconds), options.keep)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for path in checkpoints(folder)[keep:]:
+        path.unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of a folder, the newest first."""
+    return sorted(folder.glob("step-*.h5"), reverse=True)
