@@ -84,8 +84,9 @@ class TestFinishedRun:
     def test_leaves_its_files_and_no_others(self, finished):
         _, out = finished
         assert sorted(path.name for path in out.iterdir()) == [
-            "config.toml", "gallery.h5", "log.txt", "metrics.jsonl", "report.html",
+            "checkpoints", "config.toml", "gallery.h5", "log.txt", "metrics.jsonl", "report.html",
         ]  # fmt: skip
+        assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.h5", "step-00000008.h5"]
 
     def test_log_has_what_was_printed(self, finished):
         ended, out = finished
@@ -115,7 +116,7 @@ class TestFinishedRun:
         assert all(isinstance(version, str) for version in start["versions"].values())
 
     def test_epoch_events(self, finished):
-        epochs = events_of(finished[1])[1:-1]
+        epochs = [event for event in events_of(finished[1])[1:-1] if event["event"] != "checkpoint"]
         types = {
             "event": str, "epoch": int, "step": int, "samples": int, "seconds": float, "samples_per_second": float,
             "train_loss": float, "train_accuracy": float, "validation_loss": float, "validation_accuracy": float,
@@ -146,10 +147,10 @@ class TestFinishedRun:
 
     def test_its_folder_is_not_taken_again(self, finished, data):
         _, out = finished
-        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
         ended = launch(2, *TRAIN, "--data", data, "--out", out)
         refused(ended, f"--out {out} holds a run already: name another folder")
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def refused(ended, message):
@@ -165,7 +166,8 @@ def refused(ended, message):
 def test_one_process_without_mpirun(data, tmp_path):
     ended = launch(None, *TRAIN, "--data", data, "--out", tmp_path / "run", "--epochs", "0")
     assert (ended.returncode, ended.stderr) == (0, "")
-    start, end = events_of(tmp_path / "run")
+    start, saved, end = events_of(tmp_path / "run")
+    assert (saved["event"], saved["step"]) == ("checkpoint", 0)
     assert (start["ranks"], end["step"], end["reason"]) == (1, 0, "finished")
 
 
@@ -227,7 +229,9 @@ runpy.run_module("mpi_parallel.train", run_name="__main__", alter_sys=True)
 
 
 def test_a_disk_that_becomes_full(data, tmp_path):
-    ended = launch(2, "-c", FULL_DISK, "--data", data, "--out", tmp_path / "run", *ENDLESS)
+    ended = launch(
+        2, "-c", FULL_DISK, "--data", data, "--out", tmp_path / "run", "--checkpoint-every", "never", *ENDLESS
+    )
     assert ended.returncode not in (0, 2, 3, 75)
     assert ended.stderr.count("Traceback") == 1
     assert re.search(rf"rank 0 on \S+: Traceback[\s\S]*OSError: .* too large: '{tmp_path}/run/\S+'", ended.stderr)

@@ -51,6 +51,8 @@ def lay_out(scratch: Path, shapes: Shapes) -> Skeleton:
             file.attrs["format"] = FORMAT
             arrays = {name: _allocate(file, name, shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
         return Skeleton(arrays, scratch.stat().st_size, _between(scratch, arrays))
+    except RuntimeError as error:  # HDF5 has no other word for some failures of the disk
+        raise OSError(str(error)) from None
     finally:
         scratch.unlink(missing_ok=True)
 

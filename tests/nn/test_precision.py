@@ -162,6 +162,6 @@ def test_a_run_tells_its_precision_and_its_scale(tmp_path):
     done = launch(2, *command, "--epochs", "2", "--precision", "float16")
     assert done.returncode == 0, done.stderr
     assert "precision   float16 in matrix products" in done.stdout + done.stderr
-    start, *epochs, _ = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    start, *epochs, _, _ = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert start["precision"] == "float16"
     assert [(epoch["loss_scale"], epoch["skipped_steps"]) for epoch in epochs] == [(FIRST, 0)] * 2
