@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,9 @@ class StrictArray:
     ndim = property(lambda self: self._values.ndim)
     size = property(lambda self: self._values.size)
     nbytes = property(lambda self: self._values.nbytes)
+    strides = property(lambda self: self._values.strides)
+    itemsize = property(lambda self: self._values.itemsize)
+    data = property(lambda self: SimpleNamespace(ptr=self._values.ctypes.data))
     T = property(lambda self: StrictArray(self._values.T))
 
     def __len__(self) -> int:

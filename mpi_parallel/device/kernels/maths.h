@@ -8,9 +8,14 @@
 
 #ifdef __CUDACC__
 #define FN __device__ __forceinline__
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7F800000)
+#endif
+#define MP_COS_PI cospi
 #else
 #include <math.h>
 #define FN static inline
+#define MP_COS_PI(x) cos((x) * 3.14159265358979323846)
 #endif
 
 /* x = (raw - mean) / std, with the deviation given as its inverse */
@@ -124,6 +129,79 @@ FN void mp_adam(float *w, float *m, float *v, float g, float step, float beta1, 
     *m = mp_settled(*m * beta1 + g * (1.0f - beta1));
     *v = mp_settled(*v * beta2 + g * g * (1.0f - beta2));
     *w = *w * keep - *m / (sqrtf(*v) + epsilon) * step;
+}
+
+/* --- what only a GPU needs: a CPU rounds to narrow formats in place, and keeps the pace in Python --- */
+
+FN float mp_float(unsigned bits)
+{
+    mp_bits u;
+    u.bits = bits;
+    return u.number;
+}
+
+FN unsigned mp_bits_of(float a)
+{
+    mp_bits u;
+    u.number = a;
+    return u.bits;
+}
+
+FN int mp_finite(float a) { return (mp_bits_of(a) & 0x7F800000u) != 0x7F800000u; }
+
+/* The number that the 16 bits of an IEEE binary16 stand for: its exponent begins 112 lower than float32's */
+FN float mp_from_half(unsigned short half)
+{
+    unsigned sign = (half & 0x8000u) << 16, rest = (half & 0x7FFFu) << 13;
+    float size = rest < 0x0F800000u ? mp_float(rest) * 5.192296858534828e+33f /* 2^112, also of subnormals */
+                                    : mp_float(rest | 0x7F800000u);
+    return mp_float(mp_bits_of(size) | sign);
+}
+
+/* The 16 bits of the nearest IEEE binary16 */
+FN unsigned short mp_to_half(float a)
+{
+    float nearest = mp_float16(a);
+    unsigned sign = (mp_bits_of(a) >> 16) & 0x8000u;
+    if (nearest != nearest) return (unsigned short)(sign | 0x7E00u);
+    if (!mp_finite(nearest)) return (unsigned short)(sign | 0x7C00u);
+    float lowered = fabsf(nearest) * 1.925929944387236e-34f; /* 2^-112 */
+    return (unsigned short)(sign | (mp_bits_of(lowered) >> 13));
+}
+
+/* |w| / |r| of LAMB from both squares, 1 where one is 0 */
+FN float mp_trust(double of_w, double of_r) { return of_w > 0.0 && of_r > 0.0 ? (float)sqrt(of_w / of_r) : 1.0f; }
+
+/* The learning rate of a step, as nn/learning_rate.py has it */
+FN double mp_rate(double step, double base, int cosine, double warmup, double total)
+{
+    if (step < warmup) return base * (step + 1.0) / warmup;
+    if (!cosine) return base;
+    double progress = (step - warmup) / (total - warmup > 1.0 ? total - warmup : 1.0);
+    return base * 0.5 * (1.0 + MP_COS_PI(progress < 1.0 ? progress : 1.0));
+}
+
+/* The pace of a step: Expressions.advance in device/expressions.py says what, device/interface.py where it stands */
+FN void mp_advance(double *pace, const float *tail, const double *squares, double base, int cosine, double warmup, double total,
+                   double clip, double beta1, double beta2, double growth)
+{
+    double loss_scale = pace[4], good = pace[5], taken = pace[6], begun = pace[7];
+    double count = tail[2] > 1.0f ? tail[2] : 1.0, mean = 1.0 / (count * loss_scale);
+    int finite = mp_finite(tail[0] + tail[4]) && (!squares || *squares - *squares == 0.0);
+    if (clip > 0.0 && squares && finite) {
+        double norm = sqrt(*squares) * mean, allowed = clip / (norm > 1e-30 ? norm : 1e-30);
+        mean *= allowed < 1.0 ? allowed : 1.0;
+    }
+    taken += finite;
+    double t = taken > 1.0 ? taken : 1.0, root = sqrt(1.0 - pow(beta2, t));
+    good = finite ? good + 1.0 : 0.0;
+    pace[0] = finite ? mean : mp_float(0x7FC00000u);
+    pace[1] = mp_rate(begun, base, cosine, warmup, total);
+    pace[2] = root / (1.0 - pow(beta1, t));
+    pace[3] = root;
+    if (growth > 0.0 && !finite) loss_scale = loss_scale > 2.0 ? loss_scale / 2.0 : 1.0;
+    if (growth > 0.0 && good >= growth) loss_scale = loss_scale < 8388608.0 ? loss_scale * 2.0 : 16777216.0, good = 0.0;
+    pace[4] = loss_scale, pace[5] = good, pace[6] = taken, pace[7] = begun + 1.0;
 }
 
 #endif

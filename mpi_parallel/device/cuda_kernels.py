@@ -1,0 +1,226 @@
+"""The kernels of kernels/cuda.cu, launched on CuPy arrays: nothing is allocated, nothing waits.
+
+What each computes is written in expressions.py. A call may be captured into a graph once it has been made before, which
+compiles the kernel and finds its scratch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mpi_parallel.device.expressions import Expressions, steady, threshold
+from mpi_parallel.device.interface import Array, Pace, Schedule
+
+KERNELS = Path(__file__).parent / "kernels"
+OPTIONS = ("--std=c++14", "--fmad=false")  # no contraction: the arithmetic of the CPU
+FORMATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", np.dtype(np.uint16): "bf16"}  # of operands
+FILES = {np.dtype(t): n for t, n in (("u1", "u8"), ("u2", "u16"), ("i2", "i16"), ("f4", "f32"), ("f8", "f64"))}
+THREADS = 256  # of a block, where rows do not say otherwise
+BLOCKS = 2048  # enough to fill a GPU: larger grids loop
+FEW_CLASSES = 32  # up to here a thread takes a row of logits, beyond a block
+PARTS = 256  # partial sums of squares
+TILE = 32  # columns of a block of column_sums, and threads of a column
+NULL = np.uint64(0)
+LARGEST_GRID = 2**31 - 1
+
+Numbers = tuple[Any, np.float32, np.float32, np.float32, np.float32]
+
+
+def source() -> str:
+    """The CUDA source with maths.h in place of its include: NVRTC then needs no files."""
+    return (KERNELS / "cuda.cu").read_text().replace('#include "maths.h"', (KERNELS / "maths.h").read_text())
+
+
+class CudaKernels(Expressions):
+    """The kernels of `device.Kernels` on a GPU, but for matrix products."""
+
+    def __init__(self, cupy: ModuleType) -> None:
+        """On the current device of `cupy`; each kernel is compiled for it when it is first used."""
+        super().__init__(cupy)
+        self.name = "CUDA kernels"
+        self._module = cupy.RawModule(code=source(), options=OPTIONS)
+        self._functions: dict[str, Any] = {}
+        self._ticket = cupy.zeros(1, np.uint32)  # how many blocks are done; every launch leaves it at 0
+        self._parts = cupy.zeros(PARTS, np.float64)
+        self._scores = cupy.zeros((2, 0), np.float32)  # loss and hit (int32) of each row
+
+    def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
+        self.gather_labelled(images_NF, None, index_B, mean, inverse_std, x_BF, None)
+
+    def gather_labelled(
+        self,
+        images_NF: Array,
+        labels_N: Array | None,
+        index_B: Array,
+        mean: Array,
+        inverse_std: Array,
+        x_BF: Array,
+        t_B: Array | None,
+    ) -> None:
+        """`gather`, and the labels of the same rows in the same launch."""
+        kind = FILES.get(images_NF.dtype)
+        if kind is None:
+            assert x_BF.dtype == np.float32, "unusual images come as float32"
+            self.xp.subtract(images_NF[index_B], mean, out=x_BF)
+            x_BF *= inverse_std
+            if labels_N is not None:
+                self._each("labels", len(index_B), labels_N, index_B, np.int64(len(index_B)), t_B)
+            return
+        rows, features = x_BF.shape
+        held = (NULL, NULL) if labels_N is None else (labels_N, t_B)
+        self._rows(
+            f"gather_{kind}_{FORMATS[x_BF.dtype]}", rows, features,
+            images_NF, held[0], index_B, np.int64(rows), np.int64(features), mean, inverse_std,
+            np.int32(mean.size == 1), x_BF, held[1],
+        )  # fmt: skip
+
+    def bias(self, y_BO: Array, b_O: Array, relu: bool) -> None:
+        rows, width = y_BO.shape
+        name = f"bias_{FORMATS[y_BO.dtype]}"
+        self._rows(name, rows, width, y_BO, b_O, np.int64(rows), np.int64(width), np.int32(relu))
+
+    def relu_gradient(self, dy: Array, y: Array) -> None:
+        self._each(f"relu_gradient_{FORMATS[dy.dtype]}", dy.size, dy, y, np.int64(dy.size))
+
+    def column_sums(self, a_BO: Array, sums_O: Array, add: bool) -> None:
+        rows, width = a_BO.shape
+        name, grid = f"column_sums_{FORMATS[a_BO.dtype]}", -(-width // TILE)
+        self._launch(name, grid, (TILE, TILE), a_BO, sums_O, np.int64(rows), np.int64(width), np.int32(add))
+
+    def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:
+        rows, width = x_BU.shape
+        self._rows(
+            f"dropout_{FORMATS[x_BU.dtype]}", rows, width, x_BU, keys_B, y_BU, np.int64(rows), np.int64(width),
+            np.uint32(layer), np.uint32(threshold(rate)), np.float32(1 / (1 - rate)), np.uint32(first),
+        )  # fmt: skip
+
+    def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None:
+        self.scaled_cross_entropy(z_BK, t_B, sums, None, 1.0)
+
+    def scaled_cross_entropy(
+        self, z_BK: Array, t_B: Array, sums: Array, dz_BK: Array | None, factor: float | Array
+    ) -> None:
+        """`cross_entropy`, and in `dz` the gradient times a factor, which may be (1,) float64 on the device."""
+        rows, classes = z_BK.shape
+        if self._scores.shape[1] < rows:
+            self._scores = self.xp.zeros((2, rows), np.float32)
+        few = classes <= FEW_CLASSES
+        grid, block = (-(-rows // 64), 64) if few else (rows, 128 if classes <= 4096 else 512)
+        out, kind = (NULL, "f32") if dz_BK is None else (dz_BK, FORMATS[dz_BK.dtype])
+        self._launch(
+            f"cross_entropy_{'few' if few else 'many'}_{kind}", min(grid, BLOCKS), (block,), z_BK, t_B, out,
+            *_number(factor), self._scores[0], self._scores[1], np.int64(rows), np.int32(classes), sums, self._ticket,
+        )  # fmt: skip
+
+    def narrow(self, a: Array, out: Array, precision: str) -> None:
+        self.narrow_scaled(a, out, 1.0)
+
+    def narrow_scaled(self, a: Array, out: Array, factor: float | Array) -> None:
+        """out = a times a factor, in out's format. Of float32 a tensor core itself takes what TF32 has."""
+        if out is not a:
+            self._each(f"narrow_{FORMATS[out.dtype]}", a.size, a, out, np.int64(a.size), *_number(factor))
+
+    def widen(self, a: Array, out: Array, bad: Array | None = None) -> None:
+        """out (float32) = a, in whichever format; bad (1,) becomes NaN where not all numbers are finite."""
+        self._each(f"widen_{FORMATS[a.dtype]}", a.size, a, out, np.int64(a.size), NULL if bad is None else bad)
+
+    def squares(self, a: Array, out: Array) -> None:
+        grid = min(PARTS, -(-a.size // THREADS))
+        self._launch("squares", grid, (THREADS,), a, np.int64(a.size), self._parts, out, self._ticket)
+
+    def check(self, a: Array, bad: Array) -> None:
+        self._each("check", a.size, a, np.int64(a.size), bad)
+
+    def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None:
+        self._launch("deal", 1, (THREADS,), index_N, keys_N, cursor, np.int64(len(index_B)), index_B, keys_B)
+
+    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule) -> None:
+        base, cosine, *rest = schedule
+        self._launch(
+            "advance", 1, (1,), pace, tail, NULL if squares is None else squares, np.float64(base), np.int32(cosine),
+            *map(np.float64, rest),
+        )  # fmt: skip
+
+    def sum_slots(self, out: Array, slots_SN: Array) -> None:
+        self._each("sum_slots", out.size, out, *_slots(slots_SN), np.int64(out.size))
+
+    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None:
+        self._rule("sgd", (w,), g_SN, _pace(pace), l2)
+
+    def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None:
+        self._rule("momentum", (w, v), g_SN, _pace(pace), mu, l2)
+
+    def adam(
+        self,
+        w: Array,
+        m: Array,
+        v: Array,
+        g_SN: Array,
+        pace: Pace | Array,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        l2: float,
+        decay: float,
+    ) -> None:
+        self._rule("adam", (w, m, v), g_SN, _pace(pace, beta1, beta2), beta1, beta2, epsilon, l2, decay)
+
+    def lamb(
+        self,
+        r: Array,
+        w: Array,
+        m: Array,
+        v: Array,
+        g_SN: Array,
+        pace: Pace | Array,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        decay: float,
+    ) -> None:
+        self._rule("lamb", (r, w, m, v), g_SN, _pace(pace, beta1, beta2), beta1, beta2, epsilon, decay)
+
+    def trust(self, w: Array, r: Array, squares_2: Array, pace: Pace | Array) -> None:
+        at, scale, alpha, _, _ = _pace(pace)
+        self._each("trust", w.size, w, r, np.int64(w.size), squares_2, at, scale, alpha)
+
+    def _rule(self, name: str, arrays: tuple[Array, ...], g_SN: Array, pace: Numbers, *constants: float) -> None:
+        n = arrays[0].size
+        self._each(name, n, *arrays, *_slots(g_SN), np.int64(n), *pace, *map(np.float32, constants))
+
+    def _each(self, name: str, n: int, *arguments: Any) -> None:
+        """A thread an element, or several elements where there are many."""
+        self._launch(name, min(-(-n // THREADS), BLOCKS), (THREADS,), *arguments)
+
+    def _rows(self, name: str, rows: int, width: int, *arguments: Any) -> None:
+        """A block a row."""
+        self._launch(name, min(rows, LARGEST_GRID), (min(THREADS, -(-max(1, width) // 32) * 32),), *arguments)
+
+    def _launch(self, name: str, grid: int, block: tuple[int, ...], *arguments: Any) -> None:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self._module.get_function(name)
+        function((max(1, grid),), block, arguments)
+
+
+def _slots(slots_SN: Array) -> tuple[Any, np.int64, np.int32]:
+    """The first slot, the distance to the next in elements, and how many there are."""
+    return slots_SN, np.int64(slots_SN.strides[0] // slots_SN.itemsize), np.int32(len(slots_SN))
+
+
+def _pace(pace: Pace | Array, beta1: float = 0.0, beta2: float = 0.0) -> Numbers:
+    """A pace array, or the numbers themselves."""
+    if isinstance(pace, Pace):
+        scale, alpha, correction, root = map(np.float32, steady(pace, beta1, beta2))
+        return NULL, scale, alpha, correction, root
+    nothing = np.float32(0)
+    return pace, nothing, nothing, nothing, nothing
+
+
+def _number(factor: float | Array) -> tuple[Any, np.float32]:
+    """Where a factor is, or its value."""
+    return (NULL, np.float32(factor)) if isinstance(factor, (int, float)) else (factor, np.float32(0))

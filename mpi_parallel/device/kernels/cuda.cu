@@ -1,0 +1,397 @@
+/* maths.h on a GPU: a grid of threads shares rows or elements. Compiled at run time by NVRTC, which has no headers:
+ * device/cuda_kernels.py puts maths.h in place of its include. The tests compile this file for a CPU, too (cuda_shim.h).
+ *
+ * Every kernel is right for any grid and for no elements at all. Sums go in an order that depends on the shapes alone, so
+ * the same launch gives the same bits. Numbers that change from step to step may be read from the device's memory, so a
+ * captured launch can be replayed. Kernels end in _f32, _f16 or _bf16 by the type of the products' operands.
+ */
+#include "maths.h"
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef short i16;
+typedef long long i64;
+
+/* --- the three types of operands: float32, and the bits of float16 and bfloat16 --- */
+
+struct f16 { u16 bits; };
+struct bf16 { u16 bits; };
+
+FN float get(float a) { return a; }
+FN float get(bf16 a) { return mp_float((unsigned)a.bits << 16); }
+FN float get(f16 a) { return mp_from_half(a.bits); }
+FN void put(float &to, float a) { to = a; }
+FN void put(bf16 &to, float a) { to.bits = (u16)(mp_bits_of(mp_bfloat16(a)) >> 16); }
+FN void put(f16 &to, float a) { to.bits = mp_to_half(a); }
+
+#define FORMATS(MAKE) MAKE(f32, float) MAKE(f16, f16) MAKE(bf16, bf16)
+#define KERNEL extern "C" __global__ void
+
+/* Loops of this thread over n elements, and of this block over n rows. */
+#define EACH(i, n) for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
+#define EACH_ROW(row, n) for (i64 row = blockIdx.x; row < (n); row += gridDim.x)
+
+#define MOST 1024 /* threads of a block */
+
+/* --- sums and maxima over the threads of a block, in an order that their number fixes --- */
+
+template <class T> FN T block_sum(T mine, T *shared)
+{
+    shared[threadIdx.x] = mine;
+    __syncthreads();
+    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) { /* the number of threads is a power of two */
+        if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+        __syncthreads();
+    }
+    T sum = shared[0];
+    __syncthreads();
+    return sum;
+}
+
+/* Of a NaN and a number the number, as a comparison has it; of equal values the lower place. */
+FN void block_first_largest(float &value, int &place, float *values, int *places)
+{
+    values[threadIdx.x] = value, places[threadIdx.x] = place;
+    __syncthreads();
+    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+        unsigned me = threadIdx.x, other = threadIdx.x + half;
+        if (me < half && (values[other] > values[me] || (values[other] == values[me] && places[other] < places[me])))
+            values[me] = values[other], places[me] = places[other];
+        __syncthreads();
+    }
+    value = values[0], place = places[0];
+    __syncthreads();
+}
+
+/* Whether this block is the last of the launch to get here; it sees what the others wrote before, and winds up the ticket. */
+FN bool last_block(unsigned *ticket)
+{
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+        if (last) *ticket = 0;
+    }
+    __syncthreads();
+    return last;
+}
+
+/* --- rows by number from the file's type to standardised operands, with their labels --- */
+
+template <class From, class To>
+FN void gather_rows(const From *images, const int *labels, const i64 *index, i64 rows, i64 features, const float *mean,
+                    const float *inverse_std, int scalar, To *out, int *t)
+{
+    EACH_ROW(row, rows) {
+        const From *from = images + index[row] * features;
+        To *to = out + row * features;
+        if (labels && threadIdx.x == 0) t[row] = labels[index[row]];
+        for (i64 f = threadIdx.x; f < features; f += blockDim.x) {
+            i64 k = scalar ? 0 : f;
+            put(to[f], mp_normalise((float)from[f], mean[k], inverse_std[k]));
+        }
+    }
+}
+
+#define GATHER(FROM, From, TO, To)                                                                                     \
+    KERNEL gather_##FROM##_##TO(const From *images, const int *labels, const i64 *index, i64 rows, i64 features,       \
+                                const float *mean, const float *inverse_std, int scalar, To *out, int *t)              \
+    {                                                                                                                  \
+        gather_rows(images, labels, index, rows, features, mean, inverse_std, scalar, out, t);                         \
+    }
+#define GATHERS(TO, To)                                                                                                \
+    GATHER(u8, u8, TO, To) GATHER(u16, u16, TO, To) GATHER(i16, i16, TO, To) GATHER(f32, float, TO, To)                \
+    GATHER(f64, double, TO, To)
+FORMATS(GATHERS)
+
+KERNEL labels(const int *labels, const i64 *index, i64 rows, int *t) { EACH(row, rows) t[row] = labels[index[row]]; }
+
+/* The batch from place *cursor of the epoch's order on; whoever comes next stands behind it. One block. */
+KERNEL deal(const i64 *index_N, const unsigned *keys_N, i64 *cursor, i64 rows, i64 *index, unsigned *keys)
+{
+    i64 first = *cursor;
+    for (i64 row = threadIdx.x; row < rows; row += blockDim.x)
+        index[row] = index_N[first + row], keys[row] = keys_N[first + row];
+    __syncthreads();
+    if (threadIdx.x == 0) *cursor = first + rows;
+}
+
+/* --- bias, relu and its gradient --- */
+
+template <class T> FN void bias_rows(T *y, const float *b, i64 rows, i64 width, int relu)
+{
+    EACH_ROW(row, rows)
+        for (i64 o = threadIdx.x; o < width; o += blockDim.x) {
+            T &at = y[row * width + o];
+            float z = get(at) + b[o];
+            put(at, relu ? mp_relu(z) : z);
+        }
+}
+
+/* --- the sum of each column: a thread column for each of 32 columns, a partial sum in each of 32 threads of it --- */
+
+#define TILE 32
+
+template <class T> FN void sum_columns(const T *a, float *sums, i64 rows, i64 width, int add)
+{
+    __shared__ float part[TILE][TILE + 1];
+    for (i64 first = blockIdx.x * (i64)TILE; first < width; first += (i64)gridDim.x * TILE) {
+        i64 o = first + threadIdx.x;
+        float sum = 0.0f;
+        if (o < width)
+            for (i64 row = threadIdx.y; row < rows; row += TILE) sum += get(a[row * width + o]);
+        part[threadIdx.y][threadIdx.x] = sum;
+        __syncthreads();
+        for (unsigned half = TILE / 2; half > 0; half /= 2) {
+            if (threadIdx.y < half) part[threadIdx.y][threadIdx.x] += part[threadIdx.y + half][threadIdx.x];
+            __syncthreads();
+        }
+        if (threadIdx.y == 0 && o < width) sums[o] = part[0][threadIdx.x] + (add ? sums[o] : 0.0f);
+        __syncthreads();
+    }
+}
+
+/* --- dropout: the masks of the CPU --- */
+
+template <class T>
+FN void drop_rows(const T *x, const unsigned *keys, T *y, i64 rows, i64 width, unsigned layer, unsigned threshold, float factor,
+                  unsigned first)
+{
+    EACH_ROW(row, rows) {
+        unsigned key = mp_mix(keys[row] ^ layer);
+        for (i64 u = threadIdx.x; u < width; u += blockDim.x)
+            put(y[row * width + u], mp_dropout(get(x[row * width + u]), key, first + (unsigned)u, threshold, factor));
+    }
+}
+
+#define ROWWISE(NAME, T)                                                                                               \
+    KERNEL bias_##NAME(T *y, const float *b, i64 rows, i64 width, int relu) { bias_rows(y, b, rows, width, relu); }    \
+    KERNEL relu_gradient_##NAME(T *dy, const T *y, i64 n)                                                              \
+    {                                                                                                                  \
+        EACH(i, n) put(dy[i], mp_relu_gradient(get(dy[i]), get(y[i])));                                                \
+    }                                                                                                                  \
+    KERNEL __launch_bounds__(TILE * TILE)                                                                              \
+        column_sums_##NAME(const T *a, float *sums, i64 rows, i64 width, int add)                                      \
+    {                                                                                                                  \
+        sum_columns(a, sums, rows, width, add);                                                                        \
+    }                                                                                                                  \
+    KERNEL dropout_##NAME(const T *x, const unsigned *keys, T *y, i64 rows, i64 width, unsigned layer,                 \
+                          unsigned threshold, float factor, unsigned first)                                            \
+    {                                                                                                                  \
+        drop_rows(x, keys, y, rows, width, layer, threshold, factor, first);                                           \
+    }
+FORMATS(ROWWISE)
+
+/* --- softmax cross-entropy: loss, number correct and gradient in one pass --- */
+
+/* One row by all threads of a block: what mp_cross_entropy does, its sum over classes in another order. */
+FN float block_cross_entropy(float *z, int classes, int target, int *correct, float *values, int *places)
+{
+    float largest = z[0]; /* as there: what is not greater than the first, such as NaN, is never the guess */
+    int guess = 0;
+    for (int k = threadIdx.x; k < classes; k += blockDim.x)
+        if (z[k] > largest) largest = z[k], guess = k;
+    block_first_largest(largest, guess, values, places);
+    float of_target = z[target] - largest, sum = 0.0f;
+    __syncthreads();
+    for (int k = threadIdx.x; k < classes; k += blockDim.x) {
+        z[k] = expf(z[k] - largest);
+        sum += z[k];
+    }
+    sum = block_sum(sum, values);
+    for (int k = threadIdx.x; k < classes; k += blockDim.x) {
+        z[k] /= sum;
+        if (k == target) z[k] -= 1.0f;
+    }
+    *correct = guess == target;
+    return logf(sum) - of_target;
+}
+
+/* The last block adds up the rows' losses and hits, in an order that the number of rows fixes. */
+FN void add_scores(const float *loss, const int *hits, i64 rows, float *sums, double *shared)
+{
+    double total = 0.0, correct = 0.0;
+    for (i64 row = threadIdx.x; row < rows; row += blockDim.x) total += loss[row], correct += hits[row];
+    total = block_sum(total, shared);
+    correct = block_sum(correct, shared);
+    if (threadIdx.x == 0) sums[0] += (float)total, sums[1] += (float)correct;
+}
+
+/* z becomes dz; where out is given that gets dz times the factor. A thread takes a row: for few classes. */
+template <class T>
+FN void cross_entropy_of_few(float *z, const int *target, T *out, float times, float *loss, int *hits, i64 rows, int classes)
+{
+    EACH(row, rows) {
+        float *mine = z + row * classes;
+        loss[row] = mp_cross_entropy(mine, mine, classes, target[row], hits + row);
+        if (out)
+            for (int k = 0; k < classes; ++k) put(out[row * classes + k], mine[k] * times);
+    }
+}
+
+/* The same; a block takes a row: for many classes */
+template <class T>
+FN void cross_entropy_of_many(float *z, const int *target, T *out, float times, float *loss, int *hits, i64 rows, int classes,
+                              float *values, int *places)
+{
+    EACH_ROW(row, rows) {
+        float *mine = z + row * classes;
+        int correct;
+        float lost = block_cross_entropy(mine, classes, target[row], &correct, values, places);
+        if (threadIdx.x == 0) loss[row] = lost, hits[row] = correct;
+        if (out)
+            for (int k = threadIdx.x; k < classes; k += blockDim.x) put(out[row * classes + k], mine[k] * times);
+    }
+}
+
+#define ROWS 512 /* threads of a block here */
+#define CROSS_ENTROPY(NAME, T)                                                                                         \
+    KERNEL __launch_bounds__(ROWS, 1)                                                                                  \
+        cross_entropy_few_##NAME(float *z, const int *target, T *out, const double *factor, float by, float *loss,     \
+                                 int *hits, i64 rows, int classes, float *sums, unsigned *ticket)                      \
+    {                                                                                                                  \
+        __shared__ double shared[ROWS];                                                                                \
+        cross_entropy_of_few(z, target, out, factor ? (float)*factor : by, loss, hits, rows, classes);                 \
+        if (last_block(ticket)) add_scores(loss, hits, rows, sums, shared);                                            \
+    }                                                                                                                  \
+    KERNEL __launch_bounds__(ROWS, 1)                                                                                  \
+        cross_entropy_many_##NAME(float *z, const int *target, T *out, const double *factor, float by, float *loss,    \
+                                  int *hits, i64 rows, int classes, float *sums, unsigned *ticket)                     \
+    {                                                                                                                  \
+        __shared__ double shared[ROWS];                                                                                \
+        __shared__ float values[ROWS];                                                                                 \
+        __shared__ int places[ROWS];                                                                                   \
+        float times = factor ? (float)*factor : by;                                                                    \
+        cross_entropy_of_many(z, target, out, times, loss, hits, rows, classes, values, places);                       \
+        if (last_block(ticket)) add_scores(loss, hits, rows, sums, shared);                                            \
+    }
+FORMATS(CROSS_ENTROPY)
+
+/* --- casts, checks, sums of squares --- */
+
+#define CAST(NAME, T)                                                                                                  \
+    KERNEL narrow_##NAME(const float *a, T *out, i64 n, const double *factor, float by)                                \
+    {                                                                                                                  \
+        float times = factor ? (float)*factor : by;                                                                    \
+        EACH(i, n) put(out[i], a[i] * times);                                                                          \
+    }                                                                                                                  \
+    KERNEL widen_##NAME(const T *a, float *out, i64 n, float *bad)                                                     \
+    {                                                                                                                  \
+        EACH(i, n) {                                                                                                   \
+            out[i] = get(a[i]);                                                                                        \
+            if (bad && !mp_finite(out[i])) *bad = mp_float(0x7FC00000u);                                               \
+        }                                                                                                              \
+    }
+FORMATS(CAST)
+
+/* *bad becomes NaN where not all numbers are finite; all who find one write the same. */
+KERNEL check(const float *a, i64 n, float *bad)
+{
+    EACH(i, n) if (!mp_finite(a[i])) *bad = mp_float(0x7FC00000u);
+}
+
+/* *out becomes the sum of squares; a partial sum a block, and the last one adds those up. */
+KERNEL __launch_bounds__(MOST) squares(const float *a, i64 n, double *parts, double *out, unsigned *ticket)
+{
+    __shared__ double shared[MOST];
+    double sum = 0.0;
+    EACH(i, n) sum += (double)a[i] * a[i];
+    sum = block_sum(sum, shared);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+    if (last_block(ticket)) {
+        sum = 0.0;
+        for (unsigned k = threadIdx.x; k < gridDim.x; k += blockDim.x) sum += parts[k];
+        sum = block_sum(sum, shared);
+        if (threadIdx.x == 0) *out = sum;
+    }
+}
+
+/* --- merging sums and update rules: the gradient is the sum of slots, in their order, scaled --- */
+
+struct Slots { const float *first; i64 stride; int count; };
+
+FN float summed(const Slots &slots, i64 i)
+{
+    float sum = slots.first[i];
+    for (int slot = 1; slot < slots.count; ++slot) sum += slots.first[slot * slots.stride + i];
+    return sum;
+}
+
+KERNEL sum_slots(float *out, const float *first, i64 stride, int count, i64 n)
+{
+    Slots slots = {first, stride, count};
+    EACH(i, n) out[i] = summed(slots, i);
+}
+
+/* What a rule is told: from a pace array where there is one (see device/interface.py), else by value */
+struct Pace { float scale, alpha, correction, root; };
+
+FN Pace pace_of(const double *from, float scale, float alpha, float correction, float root)
+{
+    Pace given = {scale, alpha, correction, root};
+    if (from) {
+        Pace kept = {(float)from[0], (float)from[1], (float)from[2], (float)from[3]};
+        given = kept;
+    }
+    return given;
+}
+
+/* SLOTS and PACE begin the parameters of every rule; HEED leaves everything as it is where the step is not to be taken. */
+#define SLOTS_AND_PACE                                                                                                 \
+    const float *first, i64 stride, int count, i64 n, const double *from, float scale, float alpha, float correction,  \
+        float root
+#define HEED                                                                                                           \
+    Slots slots = {first, stride, count};                                                                              \
+    Pace pace = pace_of(from, scale, alpha, correction, root);                                                         \
+    if (pace.scale != pace.scale) return;
+
+KERNEL sgd(float *w, SLOTS_AND_PACE, float l2)
+{
+    HEED
+    EACH(i, n) mp_sgd(w + i, summed(slots, i) * pace.scale, pace.alpha, l2);
+}
+
+KERNEL momentum(float *w, float *v, SLOTS_AND_PACE, float mu, float l2)
+{
+    HEED
+    EACH(i, n) mp_momentum(w + i, v + i, summed(slots, i) * pace.scale, pace.alpha, mu, l2);
+}
+
+KERNEL adam(float *w, float *m, float *v, SLOTS_AND_PACE, float beta1, float beta2, float epsilon, float l2, float decay)
+{
+    HEED
+    float step = pace.alpha * pace.correction, keep = 1.0f - pace.alpha * decay;
+    epsilon *= pace.root;
+    EACH(i, n) mp_adam(w + i, m + i, v + i, summed(slots, i) * pace.scale, step, beta1, beta2, epsilon, l2, keep);
+}
+
+KERNEL lamb(float *r, const float *w, float *m, float *v, SLOTS_AND_PACE, float beta1, float beta2, float epsilon, float decay)
+{
+    HEED
+    epsilon *= pace.root;
+    EACH(i, n) {
+        r[i] = w[i] * decay; /* Adam's step of size 1, upwards from the decay */
+        mp_adam(r + i, m + i, v + i, summed(slots, i) * pace.scale, -pace.correction, beta1, beta2, epsilon, 0.0f, 1.0f);
+    }
+}
+
+/* w -= alpha |w| / |r| r */
+KERNEL trust(float *w, float *r, i64 n, const double *squares_2, const double *from, float scale, float alpha)
+{
+    Pace pace = pace_of(from, scale, alpha, 0.0f, 0.0f);
+    if (pace.scale != pace.scale) return;
+    float ratio = pace.alpha * mp_trust(squares_2[0], squares_2[1]);
+    EACH(i, n) {
+        r[i] *= ratio;
+        w[i] -= r[i];
+    }
+}
+
+/* The pace of the step with this merged tail; one thread */
+KERNEL advance(double *pace, const float *tail, const double *squares, double base, int cosine, double warmup, double total,
+               double clip, double beta1, double beta2, double growth)
+{
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        mp_advance(pace, tail, squares, base, cosine, warmup, total, clip, beta1, beta2, growth);
+}

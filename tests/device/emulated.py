@@ -1,0 +1,212 @@
+"""CuPy as device/cuda.py uses it, on the host: strict arrays, the shim's kernels, streams that record a capture.
+
+    cupy = emulated(gpus=2)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+`cupy.events` tells what was done: ("launch", name), ("copy", bytes), ("allocate", bytes), ("wait",), ("replay", count).
+Within a capture launches and copies are recorded and not done, and whatever CUDA or our own rules forbid there raises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tests.device.shim import shim
+from tests.device.strict import StrictArray, StrictModule, inside
+
+ALLOCATING = ("empty", "zeros", "zeros_like", "asarray", "arange")
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy names it."""
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy names it."""
+
+
+class Emulated(StrictModule):
+    """The module."""
+
+    __version__ = "14.2.0"
+
+    def __init__(self, gpus: int = 1, memory: int = 8 << 30) -> None:
+        super().__init__()
+        self.events: list[tuple[Any, ...]] = []
+        self.used: list[int] = []
+        self.memory = memory
+        self.current = SimpleNamespace(recording=None, ptr=0)
+        self._allow = True
+        for name in ALLOCATING:
+            if hasattr(self, name):
+                setattr(self, name, self._allocating(getattr(self, name)))
+        self.RawModule = lambda **keywords: Module(self, **keywords)
+        self.cuda = self._cuda(gpus)
+
+    def asarray(self, array: np.ndarray) -> StrictArray:
+        self._not_captured("a copy from pageable memory")
+        return self._allocated(StrictArray(np.array(array)))
+
+    def asnumpy(self, array: StrictArray, stream: Any = None) -> np.ndarray:
+        self._not_captured("a copy that waits")
+        self.events.append(("wait",))
+        return array._values.copy()
+
+    def do(self, event: tuple[Any, ...], work: Callable[[], None]) -> None:
+        """Now, or at each replay of what is being captured."""
+        if self.current.recording is not None:
+            self.current.recording.append((event, work))
+            return
+        self.events.append(event)
+        work()
+
+    def _not_captured(self, what: str) -> None:
+        if self.current.recording is not None:
+            raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
+    def _allocated(self, array: StrictArray) -> StrictArray:
+        if not self._allow:
+            raise RuntimeError("allocation while another allocator was asked for")
+        if array.nbytes > self.memory:
+            raise OutOfMemoryError(f"Out of memory allocating {array.nbytes:,} bytes")
+        self.events.append(("allocate", array.nbytes))
+        return array
+
+    def _allocating(self, function: Callable[..., StrictArray]) -> Callable[..., StrictArray]:
+        def allocating(*arguments: Any, **keywords: Any) -> StrictArray:
+            if self.current.recording is not None:
+                self.allocator(1)
+            return self._allocated(function(*arguments, **keywords))
+
+        return allocating
+
+    def allocator(self, size: int) -> None:
+        """The pool; another one may be put in its place."""
+
+    @contextmanager
+    def _using_allocator(self, allocator: Callable[[int], Any]):
+        before, self.allocator = self.allocator, allocator
+        try:
+            yield
+        finally:
+            self.allocator = before
+
+    def _cuda(self, gpus: int) -> SimpleNamespace:
+        def copy(to: int, source: int, size: int, kind: int, stream: int) -> None:
+            assert stream == self.current.ptr
+            self.do(("copy", size), lambda: ctypes.memmove(to, source, size))
+
+        runtime = SimpleNamespace(
+            getDeviceCount=lambda: gpus,
+            getDeviceProperties=lambda number: {"name": b"Emulated GPU", "major": 9, "minor": 0},
+            deviceGetPCIBusId=lambda number: f"0000:{number:02x}:00.0",
+            memGetInfo=lambda: (self.memory, self.memory),
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 12090,
+            memcpyAsync=copy,
+            memcpyHostToDevice=1,
+            memcpyDeviceToHost=2,
+            CUDARuntimeError=CUDARuntimeError,
+        )
+        return SimpleNamespace(
+            runtime=runtime,
+            Device=lambda number: SimpleNamespace(use=lambda: self.used.append(number)),
+            Stream=lambda non_blocking=False: Stream(self),
+            Event=lambda **keywords: Event(self),
+            get_current_stream=lambda: self.current,
+            using_allocator=self._using_allocator,
+            alloc_pinned_memory=lambda size: np.zeros(size, np.uint8),
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            get_elapsed_time=lambda start, stop: 1.0,
+        )
+
+
+class Stream:
+    """Does things at once, or records them."""
+
+    numbers = 0
+
+    def __init__(self, cupy: Emulated) -> None:
+        self.cupy, self.recording = cupy, None
+        Stream.numbers += 1
+        self.ptr = 1000 + Stream.numbers
+
+    def use(self) -> Stream:
+        self.cupy.current = self
+        return self
+
+    def __enter__(self) -> Stream:
+        self._before, self.cupy.current = self.cupy.current, self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cupy.current = self._before
+
+    def synchronize(self) -> None:
+        self.cupy._not_captured("waiting")
+        self.cupy.events.append(("wait",))
+
+    def wait_event(self, event: Event) -> None:
+        pass
+
+    def begin_capture(self, mode: Any = None) -> None:
+        assert self.recording is None
+        self.recording = []
+
+    def end_capture(self) -> SimpleNamespace:
+        recorded, self.recording = self.recording, None
+        return SimpleNamespace(launch=lambda stream=None: self._replay(recorded))
+
+    def is_capturing(self) -> bool:
+        return self.recording is not None
+
+    def _replay(self, recorded: list[tuple[tuple[Any, ...], Callable[[], None]]]) -> None:
+        self.cupy._not_captured("a graph")
+        self.cupy.events.append(("replay", len(recorded)))
+        for _, work in recorded:
+            work()
+
+
+class Event:
+    """Is always over."""
+
+    done = True
+
+    def __init__(self, cupy: Emulated) -> None:
+        self.cupy = cupy
+
+    def record(self, stream: Any = None) -> None:
+        self.cupy._not_captured("an event that is waited for outside")
+
+    def synchronize(self) -> None:
+        self.cupy.events.append(("wait",))
+
+
+class Module:
+    """Compiled kernels."""
+
+    def __init__(self, cupy: Emulated, code: str, options: tuple[str, ...]) -> None:
+        self.cupy = cupy
+        assert '#include "' not in code
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        def kernel(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+            self.cupy.do(("launch", name), lambda: shim().launch(name, grid, block, arguments))
+
+        return kernel
+
+
+def emulated(gpus: int = 1, memory: int = 8 << 30) -> Any:
+    """A new one, with nothing done on it."""
+    return Emulated(gpus, memory)
+
+
+def values(array: StrictArray) -> np.ndarray:
+    """What is in a device array, without an event."""
+    return inside(array)

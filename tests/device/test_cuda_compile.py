@@ -1,0 +1,80 @@
+"""kernels/cuda.cu compiled by NVRTC for every generation of GPUs, without one: no warning, no spilled register."""
+
+import ctypes
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from mpi4py import MPI
+
+from mpi_parallel.device.cuda_kernels import OPTIONS, source
+
+ONCE = pytest.mark.skipif(
+    MPI.get_vendor()[0] == "MPICH", reason="does not depend on the MPI: it runs with the other one"
+)
+# From Volta on, where the toolkit still has it: V100, T4, A100, H100, B200, RTX 50.
+GENERATIONS = (70, 75, 80, 90, 100, 120)
+
+
+class NVRTC:
+    """The run-time compiler of CUDA, through ctypes."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+
+    def architectures(self) -> list[int]:
+        """What it compiles for."""
+        count = ctypes.c_int()
+        self._call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
+        numbers = (ctypes.c_int * count.value)()
+        self._call("nvrtcGetSupportedArchs", numbers)
+        return list(numbers)
+
+    def compile(self, code: str, *options: str) -> str:
+        """The log, which with -v also tells of registers; raises AssertionError with it where there are errors."""
+        program = ctypes.c_void_p()
+        self._call("nvrtcCreateProgram", ctypes.byref(program), code.encode(), b"cuda.cu", 0, None, None)
+        texts = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        status = self.library.nvrtcCompileProgram(program, len(options), texts)
+        size = ctypes.c_size_t()
+        self._call("nvrtcGetProgramLogSize", program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        self._call("nvrtcGetProgramLog", program, log)
+        self._call("nvrtcDestroyProgram", ctypes.byref(program))
+        assert status == 0, log.value.decode()
+        return log.value.decode()
+
+    def _call(self, name: str, *arguments: object) -> None:
+        assert getattr(self.library, name)(*arguments) == 0, name
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> NVRTC:
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    found = sorted(path for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so.*"))
+    if not found:
+        pytest.skip("no NVRTC here: the wheel nvidia-cuda-nvrtc-cu12 brings one")
+    return NVRTC(found[0])
+
+
+@ONCE
+def test_every_kernel_compiles_for_every_generation_without_spills(nvrtc):
+    compiled = [number for number in GENERATIONS if number in nvrtc.architectures()]
+    assert 80 in compiled
+    assert 90 in compiled
+    for number in compiled:
+        log = nvrtc.compile(source(), f"--gpu-architecture=sm_{number}", "--ptxas-options=-v", *OPTIONS)
+        assert "cuda.cu(" not in log  # where a warning would be
+        told = re.findall(
+            r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) .* stores, (\d+) .* loads", log
+        )
+        assert len(told) > 45
+        assert [kernel for kernel, *numbers in told if numbers != ["0", "0", "0"]] == [], f"sm_{number}"
+
+
+@ONCE
+def test_a_mistake_is_told(nvrtc):
+    with pytest.raises(AssertionError, match="undefined_thing"):
+        nvrtc.compile(source() + "\nint x = undefined_thing;", "--gpu-architecture=sm_80")

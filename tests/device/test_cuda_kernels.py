@@ -1,0 +1,372 @@
+"""kernels/cuda.cu against NumPy's expressions, run on the CPU by the shim, and again under AddressSanitizer."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from mpi_parallel.device.cuda_kernels import CudaKernels
+from mpi_parallel.device.expressions import Expressions
+from mpi_parallel.device.interface import BEGUN, LOSS_SCALE, PACE, RATE, SCALE, Pace, Schedule
+from mpi_parallel.nn.learning_rate import learning_rate
+from tests.device.emulated import emulated, values
+from tests.device.shim import SANITIZE, compiler, shim
+from tests.device.strict import StrictArray
+
+SHAPES = [(0, 5), (1, 1), (20, 33), (35, 257)]
+TYPES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
+PLAIN_KERNELS = Expressions(np)
+
+
+@pytest.fixture(params=[0, 1], ids=["in order", "backward"])
+def kernels(request) -> CudaKernels:
+    """The kernels, with threads and blocks in either order: what they give does not depend on it."""
+    compiler()
+    shim().library.turn_round(request.param)
+    return CudaKernels(emulated())
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def to_bits(a: np.ndarray, kind: str) -> np.ndarray:
+    """float32 numbers in the storage of a format, by NumPy's own rounding or the expressions'."""
+    if kind == "f32":
+        return a.copy()
+    if kind == "f16":
+        with np.errstate(over="ignore"):
+            return a.astype(np.float16)
+    rounded = np.empty_like(a)
+    PLAIN_KERNELS.narrow(a, rounded, "bfloat16")
+    return (rounded.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def to_numbers(a: np.ndarray, kind: str) -> np.ndarray:
+    return (a.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else a.astype(np.float32)
+
+
+def on(array: np.ndarray) -> StrictArray:
+    return StrictArray(array.copy())
+
+
+def empty(shape: tuple[int, ...], kind: str) -> StrictArray:
+    return StrictArray(np.full(shape, 77, TYPES[kind]))
+
+
+def read(array: StrictArray, kind: str = "f32") -> np.ndarray:
+    return to_numbers(values(array), kind)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
+def test_gather(kernels, dtype, kind):
+    for rows, width in SHAPES:
+        for scalar in (True, False):
+            gather(kernels, rows, width, dtype, kind, scalar)
+
+
+def gather(kernels, rows, width, dtype, kind, scalar):
+    random = np.random.default_rng(1)
+    images, labels = random.integers(0, 200, (50, width)).astype(dtype), random.integers(0, 9, 50).astype(np.int32)
+    index = random.integers(0, 50, rows)
+    mean, inverse = normal(1 if scalar else width), normal(1 if scalar else width, seed=1)
+    expected = np.empty((rows, width), np.float32)
+    PLAIN_KERNELS.gather(images.astype(np.float32), index, mean, inverse, expected)
+    x, t = empty((rows, width), kind), StrictArray(np.zeros(rows, np.int32))
+    kernels.gather_labelled(on(images), on(labels), on(index), on(mean), on(inverse), x, t)
+    np.testing.assert_array_equal(values(x), to_bits(expected, kind))
+    np.testing.assert_array_equal(values(t), labels[index])
+
+
+def test_images_of_an_unusual_type_are_gathered_by_the_array_module(kernels):
+    images, index = np.arange(12, dtype=np.int32).reshape(4, 3), np.array([3, 0])
+    x, t = empty((2, 3), "f32"), StrictArray(np.zeros(2, np.int32))
+    one = np.ones(1, np.float32)
+    kernels.gather_labelled(on(images), on(np.arange(4, dtype=np.int32)), on(index), on(one), on(one), x, t)
+    assert read(x).tolist() == [[8, 9, 10], [-1, 0, 1]]
+    assert values(t).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+@pytest.mark.parametrize("relu", [True, False])
+def test_bias_relu_and_its_gradient(kernels, rows, width, kind, relu):
+    y, b, dy = to_bits(normal(rows, width), kind), normal(width), to_bits(normal(rows, width, seed=2), kind)
+    expected, ours = to_numbers(y, kind), on(y)
+    PLAIN_KERNELS.bias(expected, b, relu)
+    kernels.bias(ours, on(b), relu)
+    np.testing.assert_array_equal(values(ours), to_bits(expected, kind))
+    gradient, ours_too = to_numbers(dy, kind), on(dy)
+    PLAIN_KERNELS.relu_gradient(gradient, to_numbers(values(ours), kind))
+    kernels.relu_gradient(ours_too, ours)
+    np.testing.assert_array_equal(read(ours_too, kind), gradient)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+@pytest.mark.parametrize("add", [True, False])
+def test_column_sums(kernels, rows, width, kind, add):
+    a, sums = to_bits(normal(rows, width), kind), normal(width)
+    ours = on(sums)
+    kernels.column_sums(on(a), ours, add)
+    expected = to_numbers(a, kind).astype(float).sum(axis=0) + (sums if add else 0)
+    np.testing.assert_allclose(read(ours), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_dropout_has_the_masks_of_the_host(kernels, rows, width, kind, rate):
+    x, keys = to_bits(normal(rows, width), kind), np.random.default_rng(3).integers(0, 2**32, rows, np.uint32)
+    expected, ours = np.empty((rows, width), np.float32), empty((rows, width), kind)
+    PLAIN_KERNELS.dropout(to_numbers(x, kind), keys, 12345, rate, expected, 11)
+    kernels.dropout(on(x), on(keys), 12345, rate, ours, 11)
+    np.testing.assert_array_equal(read(ours, kind) == 0, expected == 0)
+    np.testing.assert_allclose(read(ours, kind), expected, rtol=1e-2 if kind == "bf16" else 1e-3)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(0, 10), (1, 1), (70, 10), (65, 32), (0, 33), (9, 33), (3, 1000)])
+@pytest.mark.parametrize("kind", TYPES)
+def test_cross_entropy(kernels, rows, classes, kind):
+    z = normal(rows, classes) * np.float32(3)
+    t = np.random.default_rng(4).integers(0, classes, rows).astype(np.int32)
+    expected, sums = z.copy(), np.ones(5, np.float32)
+    PLAIN_KERNELS.cross_entropy(expected, t, sums)
+    for factor in (1.0, 256.0, on(np.array([1024.0]))):
+        ours, dz, ours_sums = on(z), empty(z.shape, kind), on(np.ones(5, np.float32))
+        kernels.scaled_cross_entropy(ours, on(t), ours_sums, dz, factor)
+        np.testing.assert_allclose(read(ours), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(read(ours_sums), sums, rtol=1e-4)
+        assert read(ours_sums)[1:].tolist() == sums[1:].tolist()
+        times = factor if isinstance(factor, float) else 1024.0
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(values(dz), to_bits(read(ours) * np.float32(times), kind))
+
+
+def test_cross_entropy_of_a_hundred_thousand_classes(kernels):
+    z, t = normal(3, 100_000), np.array([0, 99_999, 12_345], np.int32)
+    expected, sums = z.copy(), np.zeros(2, np.float32)
+    PLAIN_KERNELS.cross_entropy(expected, t, sums)
+    ours, ours_sums = on(z), on(np.zeros(2, np.float32))
+    kernels.cross_entropy(ours, on(t), ours_sums)
+    np.testing.assert_allclose(read(ours), expected, rtol=1e-3, atol=1e-8)
+    np.testing.assert_allclose(read(ours_sums), sums, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [3, 70])
+def test_of_equal_logits_the_first_is_the_guess_and_what_is_not_finite_shows_in_the_loss(kernels, classes):
+    z = np.zeros((3, classes), np.float32)
+    z[0, 1:3], z[1, 0], z[2, 1] = 2, np.nan, np.inf
+    for row, target, hit in ((0, 1, 1), (1, 0, None), (2, 0, None)):
+        sums = on(np.zeros(2, np.float32))
+        kernels.cross_entropy(on(z[row : row + 1]), on(np.array([target], np.int32)), sums)
+        assert (read(sums)[1] == 1) if hit else not np.isfinite(read(sums)[0])
+
+
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    np.nan,
+    np.inf,
+    -np.inf,
+    65504,
+    65519.9,
+    65520,
+    1e-8,
+    2.0**-24,
+    2.0**-25,
+    6e-8,
+    2.0**-14,
+]
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("n", [0, 1, 700])
+def test_narrow_and_widen(kernels, kind, n):
+    a = (normal(n) * np.float32(10) ** np.random.default_rng(5).integers(-9, 9, n)).astype(np.float32)
+    a = np.concatenate([a, np.array(SPECIAL, np.float32), -np.array(SPECIAL, np.float32)])
+    narrow, wide, bad = empty(a.shape, kind), empty(a.shape, "f32"), on(np.zeros(1, np.float32))
+    kernels.narrow(on(a), narrow, "")
+    expected = to_numbers(to_bits(a, kind), kind)
+    np.testing.assert_array_equal(read(narrow, kind), expected)
+    np.testing.assert_array_equal(np.signbit(read(narrow, kind)), np.signbit(expected))
+    kernels.widen(narrow, wide, bad)
+    np.testing.assert_array_equal(read(wide), expected)
+    assert np.isnan(read(bad)[0])
+
+
+def test_every_half_number_comes_back(kernels):
+    bits = np.arange(2**16, dtype=np.uint16)
+    wide, narrow = empty(bits.shape, "f32"), empty(bits.shape, "f16")
+    kernels.widen(StrictArray(bits.view(np.float16)), wide)
+    np.testing.assert_array_equal(read(wide), bits.view(np.float16).astype(np.float32))
+    kernels.narrow(wide, narrow, "float16")
+    np.testing.assert_array_equal(read(narrow), bits.view(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 3000])
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf, -np.inf])
+def test_check_and_squares(kernels, n, bad):
+    a, flag, out = normal(n), on(np.zeros(1, np.float32)), on(np.array([7.0]))
+    kernels.squares(on(a), out)
+    np.testing.assert_allclose(values(out)[0], np.square(a.astype(float)).sum(), rtol=1e-12)
+    if bad is not None and n:
+        a[n // 2] = bad
+    kernels.check(on(a), flag)
+    assert np.isnan(read(flag)[0]) == (bad is not None and n > 0)
+
+
+def test_deal_hands_out_one_batch_after_the_other(kernels):
+    index_N, keys_N = np.arange(100, 700), np.arange(600, dtype=np.uint32)
+    cursor = on(np.array([5]))
+    for first, rows in ((5, 300), (305, 0), (305, 295)):
+        index, keys = on(np.zeros(rows, np.int64)), on(np.zeros(rows, np.uint32))
+        kernels.deal(on(index_N), on(keys_N), cursor, index, keys)
+        np.testing.assert_array_equal(values(index), index_N[first : first + rows])
+        np.testing.assert_array_equal(values(keys), keys_N[first : first + rows])
+        assert int(cursor[0]) == first + rows
+
+
+RULES = {
+    "sgd": (1, (0.01,)),
+    "momentum": (2, (0.9, 0.01)),
+    "adam": (3, (0.9, 0.999, 1e-8, 0.01, 0.2)),
+    "lamb": (4, (0.9, 0.999, 1e-6, 0.02)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("n", [0, 1, 700])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_update_rules(kernels, rule, n, slots):
+    count, constants = RULES[rule]
+    arrays = [np.abs(normal(n, seed=k)) for k in range(count)]
+    g = normal(slots, n + 5, seed=9)[:, :n]
+    kept = np.zeros(PACE)
+    kept[:4] = 0.5, 0.1, math.sqrt(1 - 0.999**3) / (1 - 0.9**3), math.sqrt(1 - 0.999**3)
+    for pace in (Pace(0.5, 0.1, 3), on(kept)):
+        theirs, ours = [a.copy() for a in arrays], [on(a) for a in arrays]
+        getattr(PLAIN_KERNELS, rule)(*theirs, g, Pace(0.5, 0.1, 3), *constants)
+        getattr(kernels, rule)(*ours, StrictArray(g), pace, *constants)
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(read(one), other, rtol=1e-5, atol=1e-5)
+    kept[SCALE] = np.nan  # the step is not to be taken
+    ours = [on(a) for a in arrays]
+    getattr(kernels, rule)(*ours, StrictArray(g), on(kept), *constants)
+    for one, before in zip(ours, arrays, strict=True):
+        np.testing.assert_array_equal(read(one), before)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3000])
+@pytest.mark.parametrize("squares", [(4.0, 9.0), (0.0, 9.0), (4.0, 0.0)])
+def test_trust(kernels, n, squares):
+    w, r, of = normal(n), normal(n, seed=1), np.array(squares)
+    expected, ours = w.copy(), on(w)
+    PLAIN_KERNELS.trust(expected, r.copy(), of, Pace(1.0, 0.1))
+    kernels.trust(ours, on(r), on(of), Pace(1.0, 0.1))
+    np.testing.assert_allclose(read(ours), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("n", [0, 1, 4000])
+def test_slots_are_summed_in_their_order(kernels, count, n):
+    slots = normal(count, n + 3)[:, :n] * np.float32(10) ** np.arange(count, dtype=np.float32)[:, None]
+    expected, ours = np.empty(n, np.float32), empty((n,), "f32")
+    PLAIN_KERNELS.sum_slots(expected, slots)
+    kernels.sum_slots(ours, StrictArray(slots))
+    np.testing.assert_array_equal(read(ours), expected)
+
+
+SCHEDULES = [
+    Schedule(0.1, False, 0, 100),
+    Schedule(0.1, True, 3, 40),
+    Schedule(0.1, True, 3, 2, clip=0.5),
+    Schedule(0.1, False, 0, 100, clip=1e9, growth=4),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_pace_is_that_of_the_host_step_by_step(kernels, schedule):
+    ours, theirs = on(np.zeros(PACE)), np.zeros(PACE)
+    ours[LOSS_SCALE], theirs[LOSS_SCALE] = 8.0, 8.0
+    for step in range(24):
+        tail = np.array([3.0, 2.0, 20.0, 0.0, np.nan if step % 7 == 5 else 0.0], np.float32)
+        squares = np.array([float(step) + 0.25]) if schedule.clip else None
+        if step == 13 and squares is not None:
+            squares[:] = np.inf
+        PLAIN_KERNELS.advance(theirs, tail, squares, schedule)
+        kernels.advance(ours, on(tail), None if squares is None else on(squares), schedule)
+        np.testing.assert_allclose(values(ours), theirs, rtol=1e-12)
+        rate = learning_rate(step, base=0.1, schedule="cosine" if schedule.cosine else "constant",
+                             warmup=schedule.warmup, total=schedule.total)  # fmt: skip
+        assert theirs[RATE] == pytest.approx(rate, rel=1e-12, abs=1e-18)
+        assert theirs[BEGUN] == step + 1
+
+
+def test_a_launch_allocates_nothing_once_it_was_made(kernels):
+    z, t, sums = on(normal(40, 10)), on(np.zeros(40, np.int32)), on(np.zeros(2, np.float32))
+    for _ in range(2):
+        kernels.xp.events.clear()
+        kernels.cross_entropy(z, t, sums)
+    assert kernels.xp.events == [("launch", "cross_entropy_few_f32")]
+
+
+def test_the_shim_ends_a_program_whose_threads_part_at_a_barrier(tmp_path):
+    code = (
+        f'#include "{Path(__file__).parent / "cuda_shim.h"}"\n'
+        "static void part(int *at) { if (threadIdx.x) __syncthreads(); *at = 1; }\n"
+        'static const Entry table[] = {{"part", letters(part), [](void **g) { unpack(part, g); }}};\n'
+        "static const Entry *find(const char *) { return table; }\n"
+        "int main() { unsigned one[3] = {1, 1, 1}, two[3] = {2, 1, 1}; int at = 0, *to = &at; void *g[] = {&to};\n"
+        'launch("part", one, one, g); fprintf(stderr, "%d.", at); launch("part", one, two, g); }\n'
+    )
+    (tmp_path / "part.cpp").write_text(code)
+    command = [compiler(), "-std=c++14", "-Wno-unused", tmp_path / "part.cpp", "-o", tmp_path / "part"]
+    subprocess.run(command, check=True, env={**os.environ, "LD_PRELOAD": ""})
+    ended = subprocess.run([tmp_path / "part"], capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert ended.stderr.endswith("1.part: 1 of 2 threads came to a barrier\n")
+
+
+@pytest.mark.skipif(SANITIZE in os.environ, reason="is that child")
+@pytest.mark.skipif(MPI.get_vendor()[0] == "MPICH", reason="does not depend on the MPI: it runs with the other one")
+class TestUnderAddressSanitizer:
+    """In child processes, as the sanitizer has to be loaded before Python is."""
+
+    def test_all_of_this_holds(self):
+        command = ["-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "-k", "not backward", __file__]
+        child = self.child(*command)
+        assert child.returncode == 0, child.stdout[-3000:] + child.stderr[-3000:]
+
+    def test_which_sees_a_write_behind_an_array(self):
+        code = (
+            "from tests.device import test_cuda_kernels as t; import numpy as np\n"
+            "kernels = t.CudaKernels(t.emulated())\n"
+            "kernels.sum_slots(t.on(np.ones(2, 'f4')), t.on(np.ones((2, 2), 'f4')))\n"
+            "kernels._each('check', 300, t.on(np.full(300, np.nan, 'f4')), np.int64(301), t.on(np.ones(1, 'f4')))\n"
+        )
+        child = self.child("-c", code)
+        assert child.returncode != 0
+        assert "AddressSanitizer: heap-buffer-overflow" in child.stderr
+
+    @staticmethod
+    def child(*command: str) -> subprocess.CompletedProcess:
+        asked = subprocess.run([compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+        if not Path(asked.stdout.strip()).is_absolute():
+            pytest.skip("the C++ compiler has no AddressSanitizer")
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": asked.stdout.strip(),
+            SANITIZE: "1",
+            "ASAN_OPTIONS": "detect_leaks=0",
+        }
+        command = [sys.executable, *command]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
