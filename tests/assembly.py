@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mpi_parallel.config import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import Rows, TrainingRows, class_count, evaluation_rows
-from mpi_parallel.device import Host
+from mpi_parallel.device import Device, Host
 from mpi_parallel.model_parallel.part import ModelPart
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
@@ -61,7 +61,7 @@ class Assembly:
 
     def weights(self) -> NDArray[np.float32]:
         """All weights that this rank has, flat."""
-        return self.model.store.weights.copy()
+        return self.model.store.device.to_host(self.model.store.weights).copy()
 
     def whole(self) -> NDArray[np.float32]:
         """All weights of the whole network, flat, in an order that does not depend on the layout."""
@@ -99,12 +99,13 @@ def assemble(
     pipe: int = 1,
     schedule: str = "1f1b",
     precision: str = "float32",
+    device: Device | None = None,
     **data_options: Any,
 ) -> Assembly:
     """Everything up to the first step."""
-    device, everyone = Host(), comm
+    device, everyone = device or Host(), comm
     grid = grid_of(comm.comm.py2f(), pipe, tensor)
-    comm = grid.data
+    comm = grid.data.on(device)
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
     training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups)
     held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]

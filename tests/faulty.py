@@ -21,7 +21,7 @@ from mpi4py import MPI
 from mpi_parallel import train
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.training import fit
+from mpi_parallel.training import fit, step
 
 Act = Callable[[Any], None]
 
@@ -79,19 +79,19 @@ class Faults:
 
 def put_into(faults: Faults) -> None:
     """Have the places of the program reached."""
-    step, run, rows = fit.train_step, Replica.run, train.TrainingRows
+    take, run, rows = step.train_step, Replica.run, train.TrainingRows
 
     def train_step(engine: Any, batch: Any, merger: Any, *others: Any, **named: Any) -> Any:
         if "merge" not in vars(merger):
             merger.merge = faults.before("merge", merger.merge, engine.store)
             merger.publish = faults.before("publish", merger.publish, engine.store)
-        return step(engine, batch, merger, *others, **named)
+        return take(engine, batch, merger, *others, **named)
 
     def run_with_fault(self: Replica, *arguments: Any) -> None:
         faults.reach("forward", self.store)
         run(self, *arguments)
 
-    fit.train_step = train_step  # type: ignore[assignment]
+    step.train_step = train_step  # type: ignore[assignment]
     fit.evaluate = faults.before("evaluation", fit.evaluate)
     Replica.run = run_with_fault  # type: ignore[method-assign]
     train.TrainingRows = faults.before("reading", rows)  # type: ignore[assignment, misc]

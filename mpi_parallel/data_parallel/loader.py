@@ -38,6 +38,8 @@ class Batch:
     index: Array  # (b,) int64
     keys: Array  # (b,) uint32
     edges: Sequence[int] | None = None  # where one group of rows ends and the next begins; None: all are one group
+    order: tuple[Array, Array] | None = None  # the longer arrays that index and keys are cut from, at `start`
+    start: int = 0
 
     def groups(self) -> Iterator[Batch]:
         """The parts whose gradients are summed apart."""
@@ -135,10 +137,11 @@ class TrainingRows:
             else:
                 local = np.arange(len(positions))  # they come in this order
             index = self.device.to_device(local)
+            whole = index, keys
             for cuts in edges:
                 first, last = cuts[0], cuts[-1]
                 within = [cut - first for cut in cuts] if self.groups > 1 else None
-                yield Batch(index[first:last], keys[first:last], within)
+                yield Batch(index[first:last], keys[first:last], within, whole, first)
 
     def free(self) -> None:
         """Give back what is shared with peers; the rows are dead. All ranks together."""

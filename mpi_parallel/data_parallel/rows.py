@@ -40,6 +40,11 @@ class Rows:
         """-1 where there are no rows."""
         return int(self.labels.max()) if len(self.labels) else -1
 
+    @property
+    def steady(self) -> bool:
+        """Whether `gather` finds its rows in the device's memory and does the same to them each time."""
+        return self.augment is None
+
     def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
         """Standardised images (B, features) as operands, and labels (B,) int32 of the rows in `index` (B,) int64.
 
@@ -96,6 +101,10 @@ class StreamedRows(Rows):
     @property
     def largest_label(self) -> int:
         return self._largest_label
+
+    @property
+    def steady(self) -> bool:
+        return False  # they pass by
 
     def __len__(self) -> int:
         return sum(self.stream.lengths)

@@ -139,11 +139,11 @@ class Expressions(Products):
         cursor += len(index_B)
 
     def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule) -> None:
-        """The pace of the step with this merged tail (loss, correct, count, stop, bad) and sum of squared gradients.
+        """The pace of the step with this merged tail (nn/store.py) and sum of squared gradients.
 
         One that is not finite gets the scale NaN, counts as begun but not as taken, and halves the loss's factor.
         """
-        loss, _, count, _, bad = (float(tail[k]) for k in range(5))
+        loss, count, bad = float(tail[0]), float(tail[2]), float(tail[-1])
         p = [float(pace[k]) for k in range(len(pace))]
         finite = math.isfinite(loss + bad) and (squares is None or math.isfinite(float(squares[0])))
         mean = 1 / (max(1.0, count) * p[LOSS_SCALE])

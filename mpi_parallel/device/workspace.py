@@ -55,6 +55,11 @@ class Workspace:
         self._used = 0
 
     @property
+    def settled(self) -> Array | None:
+        """The memory that everything since the last reset was cut from; None where it did not suffice."""
+        return self._arena if self._used <= self._arena.nbytes else None
+
+    @property
     def nbytes(self) -> int:
         """Size of the arena."""
         return int(self._arena.nbytes)

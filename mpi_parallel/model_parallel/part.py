@@ -72,7 +72,7 @@ class ModelPart:
             dz_BK = F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
         else:
             dz_BK = split_cross_entropy(self.workspace, z_BK, t_B, tail, self.cuts[-1].columns, self.grid.tensor)
-        return F.scaled(self.workspace, dz_BK, self.store.loss_scale.value)
+        return F.scaled(self.workspace, dz_BK, self.store.loss_scale.factor)
 
     def all_classes(self, z_BK: Array) -> NDArray[Any]:
         """Put together from the slices of the tensor ranks."""

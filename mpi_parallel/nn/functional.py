@@ -77,9 +77,9 @@ def softmax_cross_entropy(ws: Workspace, z_BK: Array, t_B: Array, tail: Array) -
     return z_BK
 
 
-def scaled(ws: Workspace, dz_BK: Array, factor: float) -> Array:
-    """dz, in place, times the factor of the loss, as an operand."""
-    if factor != 1:
+def scaled(ws: Workspace, dz_BK: Array, factor: float | Array | None) -> Array:
+    """dz, in place, times the factor of the loss where there is one, as an operand."""
+    if factor is not None:
         ws.xp.multiply(dz_BK, factor, out=dz_BK)
     return ws.narrowed(dz_BK)
 

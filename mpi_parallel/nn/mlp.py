@@ -90,7 +90,7 @@ class MLP:
         dz is scaled (nn/precision.py), the loss is not.
         """
         dz_BK = F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
-        return F.scaled(self.workspace, dz_BK, self.store.loss_scale.value)
+        return F.scaled(self.workspace, dz_BK, self.store.loss_scale.factor)
 
     def weights(self) -> list[NDArray[np.float32]]:
         """Whole weights in the host's memory, layer by layer: W (in, out), then b (out,)."""

@@ -37,8 +37,12 @@ class Optimizer(ABC):
         `total` sums an array over the owners of the other slices, in place; rules that look at whole layers need it.
         """
         self.steps += 1
+        self.apply(owned, Pace(scale, alpha, self.steps), total)
+
+    def apply(self, owned: slice, pace: Pace | Array, total: Total | None = None) -> None:
+        """The same at a pace that the device keeps by itself (device/interface.py): nothing here waits for it."""
         state = (array[owned] for array in self.state.values())
-        self.update(self.store.weights[owned], self.store.terms[:, owned], Pace(scale, alpha, self.steps), *state)
+        self.update(self.store.weights[owned], self.store.terms[:, owned], pace, *state)
 
     @abstractmethod
     def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
@@ -96,9 +100,8 @@ class LAMB(Adam):
         self.r: Array = store.device.xp.zeros(store.size, np.float32)
         self.squares: Array = store.device.xp.zeros((len(store.parameters), 2), np.float64)  # of w and r, by parameter
 
-    def step(self, owned: slice, alpha: float, scale: float = 1.0, total: Total | None = None) -> None:
-        self.steps += 1
-        w, r, pace = self.store.weights, self.r, Pace(scale, alpha, self.steps)
+    def apply(self, owned: slice, pace: Pace | Array, total: Total | None = None) -> None:
+        w, r = self.store.weights, self.r
         m, v = (array[owned] for array in self.state.values())
         constants = (self.beta1, self.beta2, self.epsilon, self.weight_decay)
         self.kernels.lamb(r[owned], w[owned], m, v, self.store.terms[:, owned], pace, *constants)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 
+from mpi_parallel.device import Array
+
 FORMATS = ("float32", "tf32", "bfloat16", "float16")
 # Gradients here are summed over rows, of which each gives the logits at most 1: float16 holds 16 such of this scale.
 FIRST, LARGEST, SMALLEST = 2.0**12, 2.0**24, 1.0
@@ -32,6 +34,14 @@ class LossScale:
         self.value = FIRST if self.dynamic else 1.0
         self.good = 0  # steps since the scale last changed
         self.skipped = 0  # steps not taken
+        self.on_device: Array | None = None  # (1,) the value where the device keeps it (training/captured.py)
+
+    @property
+    def factor(self) -> float | Array | None:
+        """What the gradient of the loss is multiplied with, if with anything."""
+        if not self.dynamic:
+            return None
+        return self.value if self.on_device is None else self.on_device
 
     def update(self, finite: bool, loss: float) -> bool:
         """Learn how a step went; whether too large a scale explains that it was not taken, and the next one may be.
@@ -41,11 +51,12 @@ class LossScale:
         if finite:
             self._grow()
             return False
-        if not self.dynamic or not math.isfinite(loss) or self.value <= SMALLEST:
-            return False
-        self.value, self.good = self.value / 2, 0
-        self.skipped += 1
-        return True
+        excuse = self.dynamic and math.isfinite(loss) and self.value > SMALLEST
+        if self.dynamic:
+            self.value = max(SMALLEST, self.value / 2)
+        self.good = 0
+        self.skipped += excuse
+        return excuse
 
     def state(self) -> dict[str, float]:
         """What a checkpoint has to keep."""

@@ -23,6 +23,10 @@ class Merger(ABC):
     """
 
     name: str  # as --merge has it
+    # Whether `send`, the host's `exchange` if there is one, and `receive` do what `merge` does: then a device can take
+    # all of a step by itself up to the exchange, and all of it from there on (training/captured.py).
+    relays = False
+    exchanges = False
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Of the store, which is alike on all ranks of `comm`."""
@@ -38,6 +42,15 @@ class Merger(ABC):
     @abstractmethod
     def merge(self) -> Totals:
         """Everyone's gradient (summed over rows, in the owned slice at least), count, loss and flags."""
+
+    def send(self) -> None:  # noqa: B027, one rank has nothing to send
+        """Have the device give away gradients and tail, without waiting for it."""
+
+    def exchange(self) -> None:  # noqa: B027, nor to wait for
+        """What the host does once the device is done with all it was given."""
+
+    def receive(self) -> None:  # noqa: B027, nor to receive
+        """Have the device take the sums, without waiting for it."""
 
     def norm(self) -> float:
         """Euclidean norm of the whole summed gradient; call it between merge and the optimizer's step.

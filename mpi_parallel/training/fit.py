@@ -21,12 +21,13 @@ from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores, score
 from mpi_parallel.training import closing
 from mpi_parallel.training.bad_numbers import LISTED, diagnose
+from mpi_parallel.training.captured import open_steps
 from mpi_parallel.training.log import RunFolder, logger
 from mpi_parallel.training.progress import open_progress
 from mpi_parallel.training.replicas import differing
 from mpi_parallel.training.saver import Never
 from mpi_parallel.training.signals import StopRequest
-from mpi_parallel.training.step import Engine, Merger, train_step
+from mpi_parallel.training.step import Engine, Merger, Take
 from mpi_parallel.training.trace import NoTrace, Trace
 
 FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses
@@ -76,10 +77,11 @@ def fit(run: Run) -> int:
     progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0)
     run.folder.show_through(progress)
     reason, run.patience.epochs = "finished", run.config.run.early_stop
+    take = open_steps(run.engine, run.merger, run.optimizer, run.config, run.total_steps, run.step)
     try:
         with np.errstate(all="ignore"):  # what overflows is found by the step's own check
             while run.step < run.total_steps and reason == "finished":
-                reason = _train_epoch(run, progress, stop)
+                reason = _train_epoch(run, take, progress, stop)
                 if reason == "finished":
                     reason = _end_epoch(run)
             return _end(run, reason)
@@ -104,9 +106,9 @@ class Patience:
         return self.epochs is not None and self.since >= self.epochs
 
 
-def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
+def _train_epoch(run: Run, take: Take, progress: Any, stop: StopRequest) -> str:
     """Take the steps of one epoch; why they ended."""
-    batch, rule = run.config.batch, run.config.optimizer
+    batch = run.config.batch
     clock = run.engine.clock
     clock.reset()
     first = run.step - run.epochs * run.steps_per_epoch  # not 0 where a run goes on in mid-epoch
@@ -118,9 +120,8 @@ def _train_epoch(run: Run, progress: Any, stop: StopRequest) -> str:
         if run.step >= run.total_steps:
             break
         PULSE.take(run.step + 1)
-        rate = learning_rate(run.step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=run.total_steps)
         save = run.saver.due(run.step)
-        totals = train_step(run.engine, part, run.merger, run.optimizer, rate, rule.clip_norm, bool(stop), save)
+        totals = take(part, run.step, bool(stop), save)
         bad = not (totals.finite or totals.skipped)
         if bad and _too_bad(run, part, totals):
             return "not-finite"

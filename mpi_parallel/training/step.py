@@ -9,14 +9,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.config import OptimizerOptions
 from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.layers import Ready, See
+from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import Network
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import SAVE, STOP, Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
+
+Take = Callable[[Batch, int, bool, bool], Totals]  # the step of this batch and number; asked to stop, to save
 
 
 class Engine(Protocol):
@@ -111,3 +115,19 @@ def _scale(merger: Merger, terms: float, clip_norm: float) -> float:
     if not clip_norm:
         return mean
     return mean * min(1.0, clip_norm / max(merger.norm() * mean, 1e-30))
+
+
+class HostSteps:
+    """Takes the steps of a run of `total`, at the pace that the options tell."""
+
+    def __init__(
+        self, engine: Engine, merger: Merger, optimizer: Optimizer, options: OptimizerOptions, total: int
+    ) -> None:
+        self.engine, self.merger, self.optimizer = engine, merger, optimizer
+        self.options, self.total = options, total
+
+    def __call__(self, batch: Batch, number: int, stop: bool = False, save: bool = False) -> Totals:
+        """The step `number`, from 0."""
+        rule = self.options
+        rate = learning_rate(number, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=self.total)
+        return train_step(self.engine, batch, self.merger, self.optimizer, rate, rule.clip_norm, stop, save)

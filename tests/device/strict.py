@@ -46,6 +46,28 @@ FUNCTIONS = {
 TYPES = ("bool_", "float32", "float64", "int32", "int64", "uint8", "uint32")
 
 
+IN_PLACE = ("iadd", "isub", "imul", "itruediv")
+VIEWS = ("reshape", "ravel", "view")
+
+
+class Stream:
+    """Where work is done: at once, unless a test puts another stream in its place (recording.py)."""
+
+    def launch(self, name: str, work: Callable[[], Any]) -> None:
+        """Work on arrays that are there."""
+        work()
+
+    def allocate(self, name: str, work: Callable[[], Any]) -> Any:
+        """Work that makes an array."""
+        return work()
+
+    def wait(self, name: str) -> None:
+        """The host looks at a result."""
+
+
+STREAM = Stream()
+
+
 class StrictArray:
     """An array that only the functions and methods here can see into."""
 
@@ -81,7 +103,7 @@ class StrictArray:
         return StrictArray(self._values[inside(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._values[inside(key)] = inside(value)
+        STREAM.launch("set", lambda: self._values.__setitem__(inside(key), inside(value)))
 
     def __repr__(self) -> str:
         return f"StrictArray({self._values!r})"
@@ -89,12 +111,15 @@ class StrictArray:
     # What waits for the device, as in CuPy.
 
     def __float__(self) -> float:
+        STREAM.wait("float")
         return float(self._values)
 
     def __int__(self) -> int:
+        STREAM.wait("int")
         return int(self._values)
 
     def __bool__(self) -> bool:
+        STREAM.wait("bool")
         return bool(self._values)
 
 
@@ -119,8 +144,10 @@ def _operator(apply: Callable[[Any, Any], Any], swapped: bool = False) -> Callab
         if not isinstance(other, (StrictArray, np.generic, int, float)):
             raise TypeError(f"{apply.__name__} of a device array and {type(other).__name__}")
         operands = (inside(other), self._values) if swapped else (self._values, inside(other))
-        result = apply(*operands)
-        return self if result is self._values else StrictArray(np.asarray(result))
+        if apply.__name__ in IN_PLACE:
+            STREAM.launch(apply.__name__, lambda: apply(*operands))
+            return self
+        return StrictArray(np.asarray(STREAM.allocate(apply.__name__, lambda: apply(*operands))))
 
     return method
 
@@ -130,8 +157,17 @@ def _method(name: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
         unknown = keywords.keys() - set(arguments)
         if unknown:
             raise TypeError(f"ndarray.{name} of CuPy has no argument {unknown}")
-        keywords = {key: inside(value) for key, value in keywords.items()}
-        return outside(getattr(self._values, name)(*map(inside, positional), **keywords))
+        given = {key: inside(value) for key, value in keywords.items()}
+
+        def work() -> Any:
+            return getattr(self._values, name)(*map(inside, positional), **given)
+
+        if name in VIEWS:
+            return outside(work())
+        if name == "fill" or keywords.get("out") is not None:
+            STREAM.launch(name, work)
+            return keywords.get("out")
+        return outside(STREAM.allocate(name, work))
 
     return method
 
@@ -173,8 +209,14 @@ def _function(name: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
         unknown = keywords.keys() - set(arguments)
         if unknown:
             raise TypeError(f"cupy.{name} has no argument {unknown}")
-        result = apply(*map(inside, positional), **{key: inside(value) for key, value in keywords.items()})
-        return keywords["out"] if keywords.get("out") is not None else outside(result)
+
+        def work() -> Any:
+            return apply(*map(inside, positional), **{key: inside(value) for key, value in keywords.items()})
+
+        if keywords.get("out") is not None:
+            STREAM.launch(name, work)
+            return keywords["out"]
+        return outside(STREAM.allocate(name, work))
 
     return function
 

@@ -1,0 +1,126 @@
+"""A device that tells what it is asked to do, in order, and whose graphs replay the calls that were captured.
+
+While something is captured nothing is computed: the calls are kept, with the arrays that they were given, and a replay
+makes them again. What a real graph would not survive is refused there: arrays that are made, results that are waited
+for, copies that pass through memory of no fixed address. Kernels are one launch each, whatever NumPy does in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mpi_parallel.device.expressions import Expressions
+from tests.device import strict
+from tests.device.strict import Strict, inside
+
+
+class Recorder(strict.Stream):
+    """Its log: what was launched, allocated, copied, waited for, captured and replayed."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.captured: list[Callable[[], Any]] | None = None
+
+    def launch(self, name: str, work: Callable[[], Any]) -> None:
+        if self.captured is None:
+            self.log.append(f"launch {name}")
+            work()
+        else:
+            self.log.append(f"capture {name}")
+            self.captured.append(work)
+
+    def allocate(self, name: str, work: Callable[[], Any]) -> Any:
+        assert self.captured is None, f"{name} allocates within a captured step"
+        self.log.append(f"allocate {name}")
+        return work()
+
+    def wait(self, name: str) -> None:
+        assert self.captured is None, f"{name} waits within a captured step"
+        self.log.append(f"wait {name}")
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        assert self.captured is None, "a capture within a capture"
+        self.captured = calls = []
+        work()
+        self.captured = None
+
+        def replay() -> None:
+            self.log.append(f"replay {len(calls)}")
+            for call in calls:
+                call()
+
+        return replay
+
+
+class Launched:
+    """Kernels, each a launch."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder, self._kernels = recorder, Expressions(np)
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self._kernels, name)
+        if not callable(kernel):
+            return kernel
+
+        def launched(*arguments: Any, **keywords: Any) -> None:
+            given = [value if isinstance(value, tuple) else inside(value) for value in arguments]
+            named = {key: inside(value) for key, value in keywords.items()}
+            self._recorder.launch(name, lambda: kernel(*given, **named))
+
+        return launched
+
+
+class Recording(Strict):
+    """The strict device on such a stream."""
+
+    kind = "recording"
+
+    def __init__(self, monkeypatch: Any) -> None:
+        super().__init__()
+        self.stream = Recorder()
+        monkeypatch.setattr(strict, "STREAM", self.stream)
+        self.kernels: Any = Launched(self.stream)
+        self.fixed: list[np.ndarray] = []  # memory that copies may be captured to and from
+
+    @property
+    def log(self) -> list[str]:
+        return self.stream.log
+
+    def to_device(self, array: np.ndarray) -> Any:
+        return self.stream.allocate("to_device", lambda: super(Recording, self).to_device(array))
+
+    def to_host(self, array: Any) -> np.ndarray:
+        self.stream.wait("to_host")
+        return super().to_host(array)
+
+    def refill(self, array: Any, values: np.ndarray) -> None:
+        self.stream.wait("refill")
+        super().refill(array, values)
+
+    def empty_bytes(self, count: int) -> Any:
+        return self.stream.allocate("empty_bytes", lambda: super(Recording, self).empty_bytes(count))
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        self.fixed.append(np.zeros(shape, dtype))
+        return self.fixed[-1]
+
+    def fetch(self, array: Any, pinned: np.ndarray) -> None:
+        self._pinned(pinned)
+        self.stream.launch("fetch", lambda: pinned.__setitem__(..., inside(array)))
+
+    def put(self, pinned: np.ndarray, array: Any) -> None:
+        self._pinned(pinned)
+        self.stream.launch("put", lambda: inside(array).__setitem__(..., pinned))
+
+    def mark(self) -> Callable[[], None]:
+        return lambda: self.stream.wait("mark")
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return self.stream.capture(work)
+
+    def _pinned(self, memory: np.ndarray) -> None:
+        assert any(np.shares_memory(memory, fixed) for fixed in self.fixed), "a copy to memory that is not pinned"
