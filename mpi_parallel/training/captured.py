@@ -97,6 +97,8 @@ class CapturedSteps:
     def _works(self, shape: Shape) -> list[Work]:
         """What is to be done for a batch of this shape, by replay once its memory is where it will always be."""
         if self.graphs and shape.captured is None and shape.memory is not None:
+            self.engine.workspace.reset()  # an evaluation may have asked for more memory since
+            shape.memory = self.engine.workspace.settled
             shape.captured = [self.device.capture(work) for work in shape.eager]
         return shape.captured or shape.eager
 
