@@ -20,6 +20,11 @@ from mpi_parallel.options import (
 
 # Counts travel in the float32 tail of the merged gradient, and float32 counts exactly up to here.
 LARGEST_BATCH = 2**24
+# Why these mergers have no form that gives the same bits on any number of ranks.
+WITHOUT_ORDER = {
+    "flat": "MPI_Allreduce adds in an order of its own, which depends on the ranks",
+    "buckets": "a group's gradient is complete only when its backward has ended, so no bucket could leave before",
+}
 ROWS_OF_A_GROUP = 64  # with 32 an exact step of the default job takes 1.35 times as long
 
 
@@ -118,7 +123,9 @@ class ParallelOptions:
     merge: str = option(
         "auto", "how the ranks' gradients become one", choices=("auto", "flat", "buckets", "window", "sharded", "exact")
     )
-    reproducible: bool = option(False, "the same weights, bit for bit, on any number of ranks; sets --merge exact")
+    reproducible: bool = option(
+        False, "the same weights, bit for bit, on any number of ranks, by --merge exact, window or sharded"
+    )
     groups: int | None = option(
         None,
         "parts of a batch that --reproducible sums apart, a power of two that divides --shards; no more ranks than "
@@ -223,12 +230,30 @@ class TrainConfig:
             raise InputError("--images and --labels name the two datasets of a foreign file: give both or none")
         if self.parallel.groups and self.batch.shards % self.parallel.groups:
             raise InputError(f"--groups {self.parallel.groups} do not divide --shards {self.batch.shards}")
-        if self.parallel.reproducible and self.parallel.merge not in ("auto", "exact"):
-            raise InputError(f"--reproducible merges by exact, not by --merge {self.parallel.merge}")
+        self._check_merger()
         if self.run.resume == "auto" and self.run.out is None:
             raise InputError("--resume auto goes on in the folder of the run: name it with --out")
         if not os.fspath(self.data.data):
             raise InputError("--data is empty: name an HDF5 file")
+
+    def _check_merger(self) -> None:
+        """Raise InputError for a merger that --reproducible cannot have; docs/reproducibility.md says more."""
+        if not self.parallel.reproducible:
+            return
+        merge, exact = self.parallel.merge, "choose --merge exact"
+        if merge in WITHOUT_ORDER:
+            raise InputError(f"--reproducible cannot have --merge {merge}: {WITHOUT_ORDER[merge]}; {exact}, or auto")
+        if merge in ("window", "sharded") and self.optimizer.optimizer == "lamb":
+            raise InputError(
+                f"--reproducible --merge {merge} cannot have --optimizer lamb: it looks at the norms of whole layers, "
+                f"and slices would add them up in another order on another number of ranks; {exact}"
+            )
+
+    @property
+    def merge(self) -> str:
+        """How the ranks' gradients become one, as far as the options say."""
+        parallel = self.parallel
+        return "exact" if parallel.reproducible and self.optimizer.optimizer == "lamb" else parallel.merge
 
     @property
     def threads(self) -> int | None:

@@ -67,7 +67,7 @@ def train(world: Communicator, config: TrainConfig) -> int:
         model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None, clock
     )
     update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
-    choice = open_merger(config.parallel.merge, model.store, comm, update, config.groups)
+    choice = open_merger(config.merge, model.store, comm, update, config.groups)
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)

@@ -94,7 +94,7 @@ def assemble(
     optimizer: str = "sgd",
     weight_decay: float = 0.0,
     groups: int | None = None,
-    merge: str = "flat",
+    merge: str | None = None,
     tensor: int = 1,
     pipe: int = 1,
     schedule: str = "1f1b",
@@ -113,5 +113,7 @@ def assemble(
     model = open_model(device, (data.features, *hidden, classes), grid, dropout, seed, precision, groups is not None)
     engine = open_engine(model, training.rows, micro_batch, schedule, groups is not None)
     update = partial(RULES[optimizer], weight_decay=weight_decay)
-    merger = over_grid(open_merger(merge, model.store, comm, update, groups).merger, grid)
+    merger = over_grid(
+        open_merger(merge or ("exact" if groups else "flat"), model.store, comm, update, groups).merger, grid
+    )
     return Assembly(everyone, training, *held_out, model, engine, merger, update(model.store), batch_size, grid)

@@ -130,11 +130,19 @@ class TestValues:
         [
             (("--groups", 3), "--groups 3: must be a power of two"),
             (("--groups", 128), "--groups 128 do not divide --shards 64"),
-            (("--reproducible", "--merge", "flat"), "--reproducible merges by exact, not by --merge flat"),
+            (("--reproducible", "--merge", "flat"), "--reproducible cannot have --merge flat: MPI_Allreduce adds in"),
+            (
+                ("--reproducible", "--merge", "buckets"),
+                "--reproducible cannot have --merge buckets: a group's gradient",
+            ),
+            (
+                ("--reproducible", "--merge", "window", "--optimizer", "lamb"),
+                "--reproducible --merge window cannot have --optimizer lamb",
+            ),
         ],
     )
     def test_that_do_not_go_together_are_refused_with_both_sides(self, words, message):
-        assert refusal(*words) == message
+        assert refusal(*words).startswith(message)
 
     def test_an_empty_name_of_a_file_is_refused(self):
         assert "--data is empty" in refusal("--data", "")

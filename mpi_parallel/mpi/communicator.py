@@ -135,6 +135,33 @@ class Communicator:
         self.device.refill(everyone, table)
 
     @waiting
+    def exchange_columns(
+        self, rows: Array, counts: Sequence[int], everyone: Array, scratch: NDArray[np.float32]
+    ) -> None:
+        """Fill `everyone` (sum of counts, mine) with this rank's share of the columns of all ranks' rows, by rank.
+
+        `rows` (counts[rank], M) are this one's, float32; `scratch` is of the host, as large.
+        """
+        values, table = self.device.to_host(rows), self.device.to_host(everyone)
+        spans, width = self._shares(values.shape[1]), table.shape[1]
+        most = max(1, MOST // 4 // max(1, len(table), len(values) * self.size))  # columns that travel in one go
+        for begin in range(0, spans[0].stop, most):  # the first share is the longest
+            parts = [slice(min(s.start + begin, s.stop), min(s.start + begin + most, s.stop)) for s in spans]
+            sent, start = scratch.reshape(-1), 0
+            for part in parts:
+                stop = start + len(values) * (part.stop - part.start)
+                sent[start:stop].reshape(len(values), -1)[...] = values[:, part]
+                start = stop
+            columns = slice(min(begin, width), min(begin + most, width))
+            whole = columns.stop - columns.start == width
+            got = table if whole else np.empty((len(table), columns.stop - columns.start), np.float32)
+            given = [len(values) * (part.stop - part.start) for part in parts]
+            self.comm.Alltoallv([sent, given], [got, [count * got.shape[1] for count in counts]])
+            if not whole:
+                table[:, columns] = got
+        self.device.refill(everyone, table)
+
+    @waiting
     def gather_text(self, text: str) -> list[str]:
         """The ranks' texts on every rank, by rank."""
         return self.comm.allgather(text)

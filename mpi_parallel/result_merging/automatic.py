@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -13,10 +13,8 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
-from mpi_parallel.result_merging.exact import Exact
-from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.merger import Merger
-from mpi_parallel.result_merging.registry import MERGERS
+from mpi_parallel.result_merging.registry import CANONICAL, MERGERS
 
 BUDGET = 0.03  # seconds for the rounds of one candidate
 DEADLINE = 0.25  # seconds after which no further candidate is tried
@@ -24,6 +22,7 @@ ROUNDS = 25  # at most
 LARGEST = 1 << 20  # weights of the trial: far beyond the caches' size, times grow in proportion
 
 Rule = Callable[[ParameterStore], Optimizer]
+Maker = Callable[[ParameterStore, Communicator], Merger]
 
 
 @dataclass
@@ -42,27 +41,37 @@ class Choice:
 def open_merger(name: str, store: ParameterStore, comm: Communicator, rule: Rule, groups: int | None = None) -> Choice:
     """The merger that --merge names, for this store; all ranks make the same one.
 
-    `rule` makes the optimizer, whose work the mergers divide in different ways. Where rows come in `groups`, only the
-    exact merger serves. Raises InputError where the merger cannot serve here.
+    `rule` makes the optimizer, whose work the mergers divide in different ways. Where rows come in `groups`, it is one
+    of those whose bits do not depend on the ranks. Raises InputError where the merger cannot serve here.
     """
-    if groups:
-        return Choice(Exact(store, comm, groups))
+    makers = _makers(groups)
     if name != "auto":
-        return Choice(MERGERS[name](store, comm))
+        return Choice(makers[name](store, comm))
     if comm.size == 1:
-        return Choice(Flat(store, comm))
-    seconds = measure(store, comm, rule)
-    return Choice(MERGERS[min(seconds, key=seconds.__getitem__)](store, comm), seconds)
+        return Choice(next(iter(makers.values()))(store, comm))
+    seconds = measure(store, comm, rule, makers)
+    return Choice(makers[min(seconds, key=seconds.__getitem__)](store, comm), seconds)
 
 
-def measure(store: ParameterStore, comm: Communicator, rule: Rule) -> dict[str, float]:
+def _makers(groups: int | None) -> dict[str, Maker]:
+    """The candidates by name, the plainest first."""
+    if groups is None:
+        return dict(MERGERS)
+
+    def of_groups(make: Callable[[ParameterStore, Communicator, int], Merger]) -> Maker:
+        return lambda store, comm: make(store, comm, groups)
+
+    return {name: of_groups(make) for name, make in CANONICAL.items()}
+
+
+def measure(store: ParameterStore, comm: Communicator, rule: Rule, makers: Mapping[str, Maker]) -> dict[str, float]:
     """Seconds of a merge, update and publication by each merger that can serve, the slowest rank's, alike on all."""
     comm.meet()
     began = perf_counter()
     trial = ParameterStore(store.device, _shapes(store))
     optimizer = rule(trial)
     seconds: dict[str, float] = {}
-    for name, make in MERGERS.items():
+    for name, make in makers.items():
         if _slowest([perf_counter() - began], comm) > DEADLINE:
             break
         try:
@@ -92,6 +101,8 @@ def _round(merger: Merger, optimizer: Optimizer, comm: Communicator) -> float:
     comm.meet()
     began = perf_counter()
     merger.ready(list(store.parameters.values()))
+    for _ in range(merger.groups):
+        merger.collect()
     merger.merge()
     optimizer.step(merger.owned, 1e-3)
     merger.publish()

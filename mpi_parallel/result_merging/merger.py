@@ -33,6 +33,11 @@ class Merger(ABC):
         self.store, self.comm = store, comm
         self.owned = slice(0, store.size)
 
+    @property
+    def groups(self) -> int:
+        """How often this rank collects in a step."""
+        return 1
+
     def ready(self, parameters: Sequence[Parameter]) -> None:  # noqa: B027, mergers that wait for all gradients ignore it
         """The gradients of these parameters are complete on this rank."""
 
