@@ -12,7 +12,7 @@ READY := .venv/ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env train data test lint types gpu-check clean
+.PHONY: help env train data test test-slurm lint types gpu-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | sed 's/%/3/' | \
@@ -40,6 +40,10 @@ test: $(READY) ## all tests: 1, 2, 3 and 4 ranks, on Open MPI and on MPICH
 
 test-%: $(READY) ## the tests for that many ranks, 1 to 4
 	$(BIN)/python -m tests.run $(if $(MPI),--mpi $(MPI)) --ranks $* $(ARGS)
+
+test-slurm: $(READY) ## the batch scripts on a real Slurm that it brings up here, of four nodes (Debian, as root)
+	$(BIN)/python -m tests.slurm.cluster install
+	$(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
 
 lint: $(READY) ## ruff, the format, and who may import whom
 	$(BIN)/ruff check
