@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.launch import MARK, processes
-from tests.slurm.cluster import Cluster, missing
+from tests.launch import MARK
+from tests.slurm.cluster import Cluster
+from tests.slurm.evidence import DATA, MPICH, events, log, ranks
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(bool(missing()), reason=f"no Slurm on this machine: {', '.join(missing())} missing"),
-]
-ROOT = Path(__file__).parents[2]
-DATA = str(ROOT / "data" / "fashion-mnist-small.h5")
-MPICH = {"SLURM_MPI_TYPE": "pmi2", "MPI4PY_LIBMPI": str(Path(sys.prefix) / "mpich" / "lib" / "libmpi.so.12")}
+pytestmark = pytest.mark.slurm
 TWO = ["--ntasks=2"]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder to submit from, with what the root of the repository has for it."""
-    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    return tmp_path
-
-
-def events(folder: Path, run: str) -> list[dict]:
-    """The lines of its metrics so far."""
-    path = folder / "runs" / run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def ranks(mark: str) -> list[int]:
-    """The processes of a job that bears this mark, by rank."""
-    found = {}
-    for pid, command in processes(mark).items():
-        if "python" in command.partition(" ")[0] and "mpi_parallel.train" in command:
-            variables = dict(v.split("=", 1) for v in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in v)
-            found[int(variables.get("OMPI_COMM_WORLD_RANK") or variables["SLURM_PROCID"])] = pid
-    return [found[rank] for rank in sorted(found)]
-
-
-def log(folder: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(folder.glob("slurm-*.out")))
 
 
 @pytest.mark.parametrize("settings", [{}, MPICH, {"LAUNCHER": "mpirun"}], ids=["openmpi", "mpich", "mpirun"])
