@@ -13,11 +13,11 @@ import pytest
 from tests.slurm.cluster import Cluster
 from tests.slurm.evidence import DATA, MPICH, events, log
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
 
 JOB = ("requeue.sbatch", DATA, "--reproducible", "--batch-size", "64", "--progress", "none")
 TWO = ["--ntasks=2"]
-ALONE = 15.0  # seconds of the run when it has the machine for itself: the limited one must not end within its minute
+ALONE = 12.0  # seconds of the run when it has the machine for itself: the limited one must not end within its minute
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def ends(cluster: Cluster, root: Path, jobs: dict[str, int]) -> dict[str, dict[s
         cluster.wait_for("first epoch", lambda run=f"slurm-{number}": len(events(root, run)) > 2, 60)
         time.sleep(0.5)
         cluster.run(*command, str(number))
-    return {name: cluster.ended(number, 200) for name, number in jobs.items()}
+    return {name: cluster.ended(number, 300) for name, number in jobs.items()}
 
 
 @pytest.mark.parametrize("stopped_by", ["limit", "requeue", "signal"])
