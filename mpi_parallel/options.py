@@ -133,7 +133,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str, sentence: str, speak
     flags = vars(parser.parse_intermixed_args(list(argv)))  # intermixed: words without a flag may stand anywhere
     file = flags.pop("config", None)
     given = _read_toml(kind, Path(file)) if file else {}
-    built: T = _build(kind, {**given, **flags})
+    built: T = build(kind, {**given, **flags})
     return built
 
 
@@ -289,8 +289,8 @@ def _fits(item: Any, base: Any) -> bool:
     return type(item) is base
 
 
-def _build(kind: type[Any], given: Mapping[str, Any]) -> Any:
-    """The configuration, every value checked."""
+def build(kind: type[Any], given: Mapping[str, Any]) -> Any:
+    """The configuration of these values and the defaults, all checked. Raises InputError."""
     return kind(**{name: _build_group(group, given) for name, group, _ in _groups(kind)})
 
 

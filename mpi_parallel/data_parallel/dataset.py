@@ -80,6 +80,55 @@ def open_image_set(options: DataOptions, seed: int, comm: Communicator) -> Image
     return ImageSet(options.data, train, validation, test, shape, dtype, *attributes)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Rows to be looked at by a trained network, and what the file says of them."""
+
+    split: Split
+    classes: tuple[str, ...] | None
+    mean: NDArray[np.float64] | None
+    std: NDArray[np.float64] | None
+
+
+def open_labelled(options: DataOptions, name: str, seed: int, comm: Communicator) -> Selection:
+    """The rows of a split, made as in training where the file has none, or "all" of a file without splits.
+
+    Raises InputError, naming the splits that are there.
+    """
+    if name == "all":
+        return open_images(options, None, labelled=True)
+    data = open_image_set(options, seed, comm)
+    split = getattr(data, name)
+    if split is None:
+        there = ", ".join(name for name in SPLITS if getattr(data, name) is not None)
+        raise InputError(f"{options.data} has no {name} split; it has {there}: name one with --split")
+    return Selection(split, data.classes, data.mean, data.std)
+
+
+def open_images(options: DataOptions, name: str | None, labelled: bool = False) -> Selection:
+    """Images with or without labels: of a split, or by default all of a file without splits, else its test split.
+
+    Raises InputError where they are not there.
+    """
+    with open_file(options.data) as file:
+        groups = [name] if name else ["", "test"]
+        paths = [options.images] if options.images else [f"{group}/images".lstrip("/") for group in groups]
+        trust.check(file, [*paths, *trust.OUR_NAMES], options.allow_external)
+        images = next((path for path in paths if isinstance(file.get(path), h5py.Dataset)), None)
+        if images is None or (labelled and images == "test/images"):
+            raise InputError(
+                f"{options.data}: there are no images at {' or '.join(paths)}; it has {_datasets(file)}: "
+                "name them with --split or --images"
+            )
+        pixels = _pixels(file, options.data, images)
+        chunk = pixels.chunks[0] if pixels.chunks else 1
+        split = Split(options.data, images, None, len(pixels), pixels.shape[1:], pixels.dtype.newbyteorder("="), chunk)
+        if labelled:
+            split = _split(file, options.data, images, options.labels or "labels")
+        classes, mean, std = _attributes(file, prod(split.shape))
+    return Selection(split if classes is None else replace(split, classes=len(classes)), classes, mean, std)
+
+
 def _pairs(file: h5py.File, options: DataOptions) -> dict[str, tuple[str, str]]:
     """The paths of images and labels of each split, or of "all" rows."""
     if options.images and options.labels:
@@ -105,17 +154,23 @@ def _split(file: h5py.File, path: str, images: str, labels: str) -> Split:
     for name in (images, labels):
         if not isinstance(file.get(name), h5py.Dataset):
             raise InputError(f"{path}: there is no dataset {name}; it has {_datasets(file)}")
-    pixels, targets = file[images], file[labels]
-    if pixels.ndim < 2 or 0 in pixels.shape[1:] or pixels.dtype.kind not in "uif":
-        raise InputError(
-            f"{path}: {images} is {pixels.dtype} {pixels.shape}; images are numbers (N, H, W[, C]) or (N, features)"
-        )
+    pixels, targets = _pixels(file, path, images), file[labels]
     if targets.ndim != 1 or targets.dtype.kind not in "ui":
         raise InputError(f"{path}: {labels} is {targets.dtype} {targets.shape}; labels are whole numbers (N,)")
     if len(pixels) != len(targets):
         raise InputError(f"{path}: {len(pixels)} rows in {images}, but {len(targets)} in {labels}")
     chunk = pixels.chunks[0] if pixels.chunks else 1
     return Split(path, images, labels, len(pixels), pixels.shape[1:], pixels.dtype.newbyteorder("="), chunk)
+
+
+def _pixels(file: h5py.File, path: str, images: str) -> h5py.Dataset:
+    """The dataset of images, whose type and shape are such."""
+    pixels = file[images]
+    if pixels.ndim < 2 or 0 in pixels.shape[1:] or pixels.dtype.kind not in "uif":
+        raise InputError(
+            f"{path}: {images} is {pixels.dtype} {pixels.shape}; images are numbers (N, H, W[, C]) or (N, features)"
+        )
+    return pixels
 
 
 def _same_kind(images: h5py.Dataset, shape: tuple[int, ...], path: str, first: str) -> None:

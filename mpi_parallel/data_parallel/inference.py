@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Rows
+from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.nn.mlp import Network
 
 
@@ -26,3 +27,17 @@ def logits_of(model: Network, rows: Rows) -> Iterator[tuple[NDArray[Any], NDArra
         z, _ = model.inference.forward(x)
         # The workspace will be used again, and on the host nothing has been copied yet.
         yield places, device.to_host(z).copy(), device.to_host(t).copy()
+
+
+def logits_of_array(model: Network, scaler: Scaler, images_NF: NDArray[Any]) -> NDArray[np.float32]:
+    """(N, classes) logits of images in memory: those of a row are the same bits whatever rows are asked for with it."""
+    device = model.store.device
+    z_NK = np.empty((len(images_NF), model.widths[-1]), np.float32)
+    for start in range(0, len(images_NF), EVALUATION_ROWS):
+        block = images_NF[start : start + EVALUATION_ROWS]
+        padded = np.zeros((EVALUATION_ROWS, block.shape[1]), block.dtype)  # products of another shape round otherwise
+        padded[: len(block)] = block
+        rows = Rows(padded, np.zeros(EVALUATION_ROWS, np.int32), scaler, device)
+        for _, z, _ in logits_of(model, rows):
+            z_NK[start : start + len(block)] = z[: len(block)]
+    return z_NK

@@ -203,11 +203,16 @@ def evaluation_rows(
     """
     if split is None:
         return None
-    blocks = block(-(-len(split) // EVALUATION_ROWS), comm.size, comm.rank)
-    part = range(*(min(number * EVALUATION_ROWS, len(split)) for number in (blocks.start, blocks.stop)))
+    part = evaluation_part(split, comm)
     if (budget or Budget()).fits(len(part) * row_bytes(split)):
         return Rows(*split.read(part), scaler, device)
     return StreamedRows(stream_in_order(split, part), split.largest_label(part), scaler, device)
+
+
+def evaluation_part(split: Split, comm: Communicator) -> range:
+    """The places of a split that this rank evaluates."""
+    blocks = block(-(-len(split) // EVALUATION_ROWS), comm.size, comm.rank)
+    return range(*(min(number * EVALUATION_ROWS, len(split)) for number in (blocks.start, blocks.stop)))
 
 
 def class_count(data: ImageSet, training: TrainingRows, others: list[Rows | None], comm: Communicator) -> int:

@@ -28,7 +28,7 @@ class Split:
 
     path: str
     images: str
-    labels: str
+    labels: str | None  # None: the rows have none, and 0 stands for each
     length: int
     shape: tuple[int, ...]  # of an image
     dtype: np.dtype[Any]  # in the byte order of this machine
@@ -62,12 +62,16 @@ class Split:
                 np.take(theirs, at, out=labels[where])
         return images, labels
 
-    def datasets(self, file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:
+    def datasets(self, file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset | None]:
         """Its images and labels in the open file."""
-        return file[self.images], file[self.labels]
+        return file[self.images], file[self.labels] if self.labels else None
 
     def load(
-        self, source: tuple[h5py.Dataset, h5py.Dataset], part: range, images: NDArray[Any], labels: NDArray[np.int32]
+        self,
+        source: tuple[h5py.Dataset, h5py.Dataset | None],
+        part: range,
+        images: NDArray[Any],
+        labels: NDArray[np.int32],
     ) -> NDArray[np.int64]:
         """Read the rows of the file from the part's first to its last into images (span, features) and labels (span,).
 
@@ -76,7 +80,7 @@ class Split:
         first = self.row(part.start)
         rows = slice(first, first + len(images))
         source[0].read_direct(images.reshape(len(images), *self.shape), rows)
-        given = native(source[1][rows])
+        given = native(source[1][rows]) if source[1] is not None else np.zeros(len(images), np.int32)
         at = np.arange(len(part)) if self.rows is None else self.rows[part.start : part.stop] - first
         self._check(images, given[at], part, at)
         labels[:] = given.astype(np.int32)
@@ -106,6 +110,8 @@ class Split:
     def largest_label(self, part: range) -> int:
         """The largest label of the part, -1 when it is empty; they are read piece by piece."""
         largest = -1
+        if self.labels is None:
+            return largest
         with open_file(self.path) as file:
             for start in range(part.start, part.stop, LABELS_AT_ONCE):
                 PULSE.beat()

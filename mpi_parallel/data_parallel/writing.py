@@ -84,9 +84,9 @@ def _allocate(path: Path, layout: Layout) -> NDArray[np.int64]:
     properties.set_obj_track_times(False)
     with create(path) as file:
         for name, (shape, dtype) in layout.items():
-            group = file.require_group(name.rpartition("/")[0])
-            space = h5py.h5s.create_simple(shape)
-            h5py.h5d.create(group.id, name.rpartition("/")[2].encode(), h5py.h5t.py_create(dtype), space, properties)
+            parent, _, last = name.rpartition("/")
+            group, space = file.require_group(parent) if parent else file, h5py.h5s.create_simple(shape)
+            h5py.h5d.create(group.id, last.encode(), h5py.h5t.py_create(dtype), space, properties)
         file.flush()
         return np.array([file[name].id.get_offset() for name in layout], np.int64)
 

@@ -15,6 +15,7 @@ import pytest
 from mpi_parallel.exchange import keras_file, onnx_file, registry, safetensors_file
 from mpi_parallel.exchange.trained import Trained, chained
 from mpi_parallel.options import InputError
+from tests.trained import logits_of
 
 SHAPE, WIDTHS = (4, 3), (12, 9, 7, 5)
 CLASSES = tuple("abcde")
@@ -30,17 +31,6 @@ def trained(per_feature=True, widths=WIDTHS, shape=SHAPE):
 
 def pixels(rows=50, shape=SHAPE):
     return np.random.default_rng(2).integers(0, 256, (rows, *shape)).astype(np.uint8)
-
-
-def logits_of(network, images):
-    """In float64, of raw pixels."""
-    x = images.reshape(len(images), -1).astype(np.float64)
-    if network.mean is not None:
-        x = (x - network.mean) / network.std
-    for number, (W, b) in enumerate(network.layers):
-        x = x @ W.astype(np.float64) + b
-        x = np.maximum(x, 0) if number < len(network.layers) - 1 else x
-    return x
 
 
 def softmax(z):

@@ -1,0 +1,136 @@
+"""A trained network brought to rows of a file, for `evaluate` and `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_parallel.config import DataOptions
+from mpi_parallel.data_parallel.dataset import Selection, open_images, open_labelled
+from mpi_parallel.data_parallel.inference import logits_of
+from mpi_parallel.data_parallel.loader import evaluation_part, evaluation_rows
+from mpi_parallel.data_parallel.memory import budget_of
+from mpi_parallel.data_parallel.scaling import Scaler
+from mpi_parallel.data_parallel.split import Split
+from mpi_parallel.device import open_device
+from mpi_parallel.exchange.trained import Trained
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError, at_least, memory_size, option
+from mpi_parallel.training.banner import settle_threads
+from mpi_parallel.training.checkpoint import Checkpoint
+from mpi_parallel.training.saved import load, network
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyOptions:
+    """which network, on what"""
+
+    checkpoint: str = option(
+        ..., "a run's folder (its best checkpoint, else the newest), a checkpoint, or weights of another program: "
+        ".safetensors, .weights.h5 or .keras", name="C",
+    )  # fmt: skip
+    data: str = option(..., "HDF5 file of images", name="FILE.h5")
+    images: str | None = option(None, "path of the images in a file of another layout", name="/PATH")
+    allow_external: bool = option(
+        False, "read also what the file takes from other files, and believe the sizes that it declares"
+    )
+    memory: str | None = option(
+        None, "memory of a node for rows of the file, as in train; others are streamed", check=memory_size, name="SIZE"
+    )
+    device: str = option("auto", "auto takes a GPU where there is one for the rank", choices=("auto", "cpu", "cuda"))
+    threads: int = option(1, "threads of a rank; more may change the last bits of a probability", check=at_least(1))
+
+
+class Applied:
+    """A network and this rank's part of some rows; collective."""
+
+    def __init__(
+        self, options: ApplyOptions, split: str | None, world: Communicator, labels: str | None = None,
+        labelled: bool = False,
+    ) -> None:  # fmt: skip
+        """Load, open and compare. Raises InputError where they do not fit one another."""
+        node = world.node()
+        self.trained, checkpoint = load(options.checkpoint)
+        settle_threads(options.threads, node)
+        device = open_device(options.device, node.rank)
+        source = _source(options, labels, checkpoint)
+        seed = checkpoint.config["batch"]["seed"] if checkpoint else 0
+        chosen = open_labelled(source, split or "test", seed, world) if labelled else open_images(source, split)
+        check(self.trained, chosen, options)
+        self.split: Split = replace(chosen.split, classes=self.trained.widths[-1])
+        self.classes = self.trained.classes or chosen.classes
+        self.part = evaluation_part(self.split, world)
+        rows = evaluation_rows(
+            self.split, _scaler(self.trained, chosen, options), world, device, budget_of(source, node, device)
+        )
+        assert rows is not None
+        self.rows, self.model = rows, network(self.trained, device)
+        node.free()
+
+    def logits(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.int32]]]:
+        """(places in the split (B,), logits (B, classes), labels (B,)), block by block."""
+        for places, z, t in logits_of(self.model, self.rows):
+            if not np.isfinite(z).all():
+                raise InputError(
+                    f"{self.split.path}: the network gives logits that are not finite: its training went bad"
+                )
+            yield self.part.start + places, z, t
+        self.rows.close()
+
+
+def check(trained: Trained, chosen: Selection, options: ApplyOptions) -> None:
+    """Raise InputError, with both sides, where the rows are not what the network was made for."""
+    takes, found = trained.widths[0], prod(chosen.split.shape)
+    if takes != found:
+        raise InputError(
+            f"{options.data}: {chosen.split.images} are images {_by(chosen.split.shape)}, {found} numbers each, but "
+            f"the network in {options.checkpoint} takes {takes} ({_by(trained.image_shape)})"
+        )
+    theirs, ours = chosen.classes, trained.classes
+    if theirs and len(theirs) != trained.widths[-1]:
+        raise InputError(
+            f"{options.data} has {len(theirs)} classes, but the network in {options.checkpoint} tells "
+            f"{trained.widths[-1]} apart"
+        )
+    if theirs and ours and theirs != ours:
+        number = next(n for n, names in enumerate(zip(theirs, ours, strict=True)) if len(set(names)) > 1)
+        raise InputError(
+            f"class {number} is '{theirs[number]}' in {options.data} and '{ours[number]}' in {options.checkpoint}: "
+            "convert the data with the same order of --classes"
+        )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _source(options: ApplyOptions, labels: str | None, checkpoint: Checkpoint | None) -> DataOptions:
+    """Where the rows are: of the file that was trained on, as they were then."""
+    trained_on = checkpoint.config["data"] if checkpoint else {}
+    if trained_on.get("data") != options.data:
+        trained_on = {}
+    images = options.images or (trained_on.get("images") if labels is None else None)
+    return DataOptions(
+        data=options.data,
+        images=images,
+        labels=labels or (trained_on.get("labels") if images else None),
+        allow_external=options.allow_external,
+        validation=trained_on.get("validation", 0.0),
+        memory=options.memory,
+    )
+
+
+def _scaler(trained: Trained, chosen: Selection, options: ApplyOptions) -> Scaler:
+    """The network's own standardisation, else that of the file."""
+    mean, std = (trained.mean, trained.std) if trained.mean is not None else (chosen.mean, chosen.std)
+    if mean is None or std is None:
+        raise InputError(
+            f"neither {options.checkpoint} nor {options.data} tells how images are standardised: "
+            "give a file that convert has made, or one with attributes mean and std"
+        )
+    return Scaler.of(mean, std)
