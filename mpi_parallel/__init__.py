@@ -1,6 +1,7 @@
 """MPI-native training of image classifiers; start reading at train.py."""
 
 import os
+from importlib import import_module
 from typing import Any
 
 # OpenMP's threads read this when they are loaded. Left alone they go on spinning between kernels, on the cores that the
@@ -13,7 +14,5 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """`from mpi_parallel import Classifier` loads it then, and not with every other import of the package."""
     if name == "Classifier":
-        from mpi_parallel.classifier import Classifier
-
-        return Classifier
+        return import_module("mpi_parallel.classifier").Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -62,6 +62,26 @@ COMMANDS: dict[str, Command] = {
         mpirun -n 4 {repack} train.h5 --to packed.h5 --filter gzip
         """,
     ),
+    "evaluate": Command(
+        "evaluate:EvaluateConfig",
+        """
+        mpirun -n 2 {evaluate} --checkpoint runs/first --data train.h5             its best checkpoint, the test split
+        {evaluate} --checkpoint runs/first --data new.h5 --split all --json figures.json
+        """,
+    ),
+    "predict": Command(
+        "predict:PredictConfig",
+        """
+        mpirun -n 2 {predict} --checkpoint runs/first --data new.h5 --to predictions.h5
+        """,
+    ),
+    "export": Command(
+        "export:ExportConfig",
+        """
+        {export} --checkpoint runs/first --to model.onnx             takes raw pixels
+        {export} --checkpoint runs/first --to model.weights.h5       for Keras; .safetensors for PyTorch and others
+        """,
+    ),
     "plot": Command(
         "plot:PlotConfig",
         """
@@ -107,6 +127,12 @@ COMMANDS: dict[str, Command] = {
         "benchmark.data:DataConfig",
         """
         mpirun -n 2 {benchmark data}                                 reading, converting and streaming
+        """,
+    ),
+    "benchmark imports": Command(
+        "benchmark.imports:ImportConfig",
+        """
+        {benchmark imports}                                          what importing the program takes
         """,
     ),
     "benchmark peers": Command(

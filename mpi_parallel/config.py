@@ -165,6 +165,12 @@ class RunOptions:
         "go on from this checkpoint, or with auto from the newest whole one in --out, where there is one",
         name="auto|FILE",
     )
+    start: str | None = option(
+        None,
+        "start from these weights: a .weights.h5 or .keras file of Keras, .safetensors, a run's folder or a "
+        "checkpoint; a run that --resume goes on with has its own",
+        name="FILE",
+    )
     checkpoint_every: str = option(
         "5m",
         "save the run every so many steps, or seconds, minutes or hours, such as 90s or 5m; 0 saves at its end only, "

@@ -25,6 +25,7 @@ from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.log import RunFolder
 from mpi_parallel.training.resume import resume
 from mpi_parallel.training.saver import open_saver
+from mpi_parallel.training.start import start
 from mpi_parallel.training.trace import open_trace
 from mpi_parallel.training.watchdog import Watchdog
 
@@ -75,6 +76,7 @@ def train(world: Communicator, config: TrainConfig) -> int:
     facts = identity_of(run, grid, threads)
     run.saver = open_saver(run, facts)
     announce(run, grid, threads, data, choice)
+    start(run)
     resume(run, facts)
     status = fit(run)
     run.saver.close()

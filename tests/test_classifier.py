@@ -16,7 +16,10 @@ from tests.trained import logits_of, some_network, write_network
 
 SMALL = {"hidden": (8,), "epochs": 30, "batch_size": 32, "lr": 0.01}
 
+once = pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="the same on every MPI: one will do")
 
+
+@once
 def test_scikit_learn_finds_nothing_amiss():
     """All of its checks, none left out."""
     with warnings.catch_warnings():
@@ -114,6 +117,7 @@ print(Classifier(epochs=1).fit(X, np.arange(40) % 3).predict(X).shape)
 """
 
 
+@once
 def test_scikit_learn_is_not_needed():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT.format(shape=SHAPE)], capture_output=True, text=True, timeout=60

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from mpi4py import MPI
 
 HEAVY = (
     "matplotlib", "onnx", "onnxruntime", "pandas", "PIL", "tensorflow", "keras", "torch", "jax", "sklearn", "scipy",
@@ -12,7 +13,10 @@ HEAVY = (
 
 QUIET = "import mpi4py; mpi4py.rc.initialize = False"  # MPI takes its time to start
 
+once = pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="the same on every MPI: one will do")
 
+
+@once
 @pytest.mark.parametrize(
     ("module", "also"),
     [

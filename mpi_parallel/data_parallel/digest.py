@@ -30,6 +30,7 @@ def digest_of_streamed(split: Split, parts: Mapping[int, range]) -> dict[int, by
     found = {}
     with open_file(split.path) as file:
         source = split.datasets(file)
+        assert source[1] is not None, "rows that are trained on have labels"
         for number, part in parts.items():
             digest = hashlib.sha256(str(len(part)).encode())
             for start in range(part.start, part.stop, LABELS_AT_ONCE):

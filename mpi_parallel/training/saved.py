@@ -14,8 +14,7 @@ from mpi_parallel.exchange.trained import Trained
 from mpi_parallel.nn.mlp import MLP, weights_sha256
 from mpi_parallel.options import InputError
 from mpi_parallel.training.checkpoint import Checkpoint, read_checkpoint
-
-BEST, STEPS = "best.h5", "step-*.h5"
+from mpi_parallel.training.saver import BEST, checkpoints
 
 
 def load(path: str | Path) -> tuple[Trained, Checkpoint | None]:
@@ -37,12 +36,12 @@ def find(path: Path) -> Path:
         return path
     folders = [path / "checkpoints", path]
     for folder in folders:
-        candidates = [folder / BEST, *sorted(folder.glob(STEPS), reverse=True)]
+        candidates = [folder / BEST, *checkpoints(folder)]
         if (found := next((file for file in candidates if file.exists()), None)) is not None:
             return found
     raise InputError(
-        f"--checkpoint {path}: there is neither {BEST} nor {STEPS} in {folders[0]}; name a run's folder, a checkpoint, "
-        f"or a file that ends in {', '.join(READERS)}"
+        f"--checkpoint {path}: there is neither {BEST} nor step-*.h5 in {folders[0]}; name a run's folder, a "
+        f"checkpoint, or a file that ends in {', '.join(READERS)}"
     )
 
 
