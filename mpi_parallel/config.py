@@ -25,6 +25,7 @@ WITHOUT_ORDER = {
     "flat": "MPI_Allreduce adds in an order of its own, which depends on the ranks",
     "buckets": "a group's gradient is complete only when its backward has ended, so no bucket could leave before",
 }
+SURVIVING = ("auto", "flat", "buckets", "sharded", "exact")  # mergers that can lose ranks
 ROWS_OF_A_GROUP = 64  # with 32 an exact step of the default job takes 1.35 times as long
 
 
@@ -202,6 +203,11 @@ class RunOptions:
         check=at_least(0),
         name="STEPS",
     )
+    survive: bool = option(
+        False,
+        "go on without ranks that die, in the same job and from memory: for mpirun --with-ft ulfm of Open MPI; "
+        "--merge auto is then flat",
+    )
     hang_timeout: str = option(
         "10m",
         "end the job, naming the rank that is missed, once no rank has moved for so long; 0 waits for ever",
@@ -239,6 +245,8 @@ class TrainConfig:
         self._check_merger()
         if self.run.resume == "auto" and self.run.out is None:
             raise InputError("--resume auto goes on in the folder of the run: name it with --out")
+        if self.run.survive:
+            self._check_survival()
         if not os.fspath(self.data.data):
             raise InputError("--data is empty: name an HDF5 file")
 
@@ -257,9 +265,23 @@ class TrainConfig:
 
     @property
     def merge(self) -> str:
-        """How the ranks' gradients become one, as far as the options say."""
-        parallel = self.parallel
-        return "exact" if parallel.reproducible and self.optimizer.optimizer == "lamb" else parallel.merge
+        """How the ranks' gradients become one, as far as the options say; what survives must not wait in memory."""
+        reproducible, merge = self.parallel.reproducible, self.parallel.merge
+        if reproducible and (self.optimizer.optimizer == "lamb" or (self.run.survive and merge == "auto")):
+            return "exact"
+        return "flat" if self.run.survive and merge == "auto" else merge
+
+    def _check_survival(self) -> None:
+        if self.parallel.merge not in SURVIVING:
+            raise InputError(
+                f"--survive merges by messages, which tell of dead ranks, so not by --merge {self.parallel.merge}: "
+                f"choose from {', '.join(SURVIVING)}"
+            )
+        if self.parallel.pipe * self.parallel.tensor > 1:
+            raise InputError(
+                f"--survive needs the whole model on every rank, so not --pipe {self.parallel.pipe} --tensor "
+                f"{self.parallel.tensor}: what a dead rank held of a split model no other has"
+            )
 
     @property
     def threads(self) -> int | None:

@@ -26,6 +26,7 @@ from mpi_parallel.training.log import RunFolder
 from mpi_parallel.training.resume import resume
 from mpi_parallel.training.saver import open_saver
 from mpi_parallel.training.start import start
+from mpi_parallel.training.survival import Forgetful, Heritage, survive
 from mpi_parallel.training.trace import open_trace
 from mpi_parallel.training.watchdog import Watchdog
 
@@ -35,12 +36,19 @@ SENTENCE = "Train an image classifier on all ranks: mpirun -n 4 python -m mpi_pa
 def main(world: Communicator, arguments: list[str]) -> int:
     """Train as the options say, watched over; the exit status."""
     config = parse(TrainConfig, arguments, "mpi_parallel.train", SENTENCE, speaks=world.rank == 0)
-    with Watchdog(world, seconds_of(config.run.hang_timeout)):
-        return train(world, config)
+    if config.run.survive:
+        survive(world, partial(train, config=config))
+    return train(world, Forgetful(), config)
 
 
-def train(world: Communicator, config: TrainConfig) -> int:
-    """Build the run from its options, then fit; the exit status."""
+def train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
+    """Build the run from its options, then fit, under the eyes of a watchdog; the exit status."""
+    config = legacy.claim(config)
+    with Watchdog(world, seconds_of(config.run.hang_timeout), config.run.survive):
+        return _train(world, legacy, config)
+
+
+def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     batch, rule = config.batch, config.optimizer
     node = world.node()
     threads = settle_threads(config.threads, node)
@@ -73,11 +81,13 @@ def train(world: Communicator, config: TrainConfig) -> int:
 
     folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)
     run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, data, folder, trace)
+    legacy.watch(run)
     facts = identity_of(run, grid, threads)
     run.saver = open_saver(run, facts)
     announce(run, grid, threads, data, choice)
-    start(run)
-    resume(run, facts)
+    if not legacy.hand_to(run):
+        start(run)
+        resume(run, facts)
     status = fit(run)
     run.saver.close()
     merger.close()

@@ -13,6 +13,7 @@ from mpi_parallel.device import Array, Device, Host
 from mpi_parallel.mpi.partition import share
 from mpi_parallel.mpi.pulse import waiting
 
+LOSSES = MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED
 MOST = 1 << 30  # bytes of a message: beyond 2^31 some libraries and some networks fail
 
 
@@ -23,14 +24,20 @@ class Communicator:
     of a GPU are staged through the host's memory, which waits for the work on them.
     """
 
-    def __init__(self, comm: MPI.Intracomm, device: Device | None = None) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, device: Device | None = None, family: list[MPI.Intracomm] | None = None
+    ) -> None:
+        """`family` are all communicators that were made from one, to be revoked together."""
         self.comm = comm
+        self.family = [] if family is None else family
+        if comm not in self.family:
+            self.family.append(comm)
         self.device: Device = Host() if device is None else device
         self.rank, self.size = comm.rank, comm.size
 
     def on(self, device: Device) -> Communicator:
         """The same ranks, for arrays of `device`."""
-        return Communicator(self.comm, device)
+        return Communicator(self.comm, device, self.family)
 
     def on_host(self) -> Communicator:
         """The same ranks, for arrays in the host's memory."""
@@ -39,12 +46,12 @@ class Communicator:
     @waiting
     def node(self) -> Communicator:
         """The ranks that share this rank's node."""
-        return Communicator(MPI.Intracomm(self.comm.Split_type(MPI.COMM_TYPE_SHARED)), self.device)
+        return Communicator(MPI.Intracomm(self.comm.Split_type(MPI.COMM_TYPE_SHARED)), self.device, self.family)
 
     @waiting
     def split(self, group: int) -> Communicator:
         """The ranks that give the same number, in this communicator's order."""
-        return Communicator(MPI.Intracomm(self.comm.Split(group, self.rank)), self.device)
+        return Communicator(MPI.Intracomm(self.comm.Split(group, self.rank)), self.device, self.family)
 
     def share(self, n: int) -> slice:
         """This rank's share of an array of n elements."""
@@ -187,6 +194,12 @@ class Communicator:
         return values
 
     @waiting
+    def pass_on(self, array: NDArray[Any], from_before: NDArray[Any]) -> None:
+        """Send a host array to the next rank, and receive that of the rank before; the last is before the first."""
+        next_rank, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        self.comm.Sendrecv(array, next_rank, recvbuf=from_before, source=before)
+
+    @waiting
     def meet(self) -> None:
         """Wait until all ranks are here."""
         self.comm.Barrier()
@@ -197,7 +210,28 @@ class Communicator:
 
     def free(self) -> None:
         """Give the communicator back to MPI."""
+        self.family.remove(self.comm)
         self.comm.Free()
+
+    # For an MPI with fault tolerance (ULFM, Bland et al. 2013), where verbs raise when a rank has died.
+
+    def revoke(self) -> None:
+        """Let every rank that uses this communicator or one of its family, now or later, hear that one has died."""
+        for comm in self.family:
+            comm.Revoke()
+
+    @waiting
+    def agree(self, vote: bool) -> bool:
+        """Whether all ranks are alive and vote for it; the ranks that live get the same answer."""
+        try:
+            return bool(self.comm.Agree(int(vote)))
+        except MPI.Exception:
+            return False
+
+    @waiting
+    def shrink(self) -> Communicator:
+        """The ranks that live, in this communicator's order."""
+        return Communicator(MPI.Intracomm(self.comm.Shrink()), self.device)
 
     def _shares(self, n: int) -> list[slice]:
         return [share(n, self.size, rank) for rank in range(self.size)]
@@ -224,6 +258,11 @@ class PendingSum:
             MPI.Request.Waitall(self._requests)
             self._device.refill(self._array, self._values)
             self._requests = []
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether MPI raised this because a rank has died."""
+    return isinstance(error, MPI.Exception) and error.Get_error_class() in LOSSES
 
 
 def messages(values: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -99,7 +99,8 @@ class Lines:
 
     def ring(self) -> None:
         """Let a `poll` of another thread return."""
-        self._bell.send(b".")
+        with suppress(OSError):  # it may have been hung up just now
+            self._bell.send(b".")
 
     def close(self) -> None:
         """Hang up."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
-AXES = ("data", "pipe", "tensor")
-
 
 class ProcessGrid:
-    """Ranks in a Cartesian grid.
+    """Ranks in a grid.
 
     `data`, `pipe` and `tensor` hold the ranks that differ from this one along that axis only, `model` those that have
     the parts of one whole model: one data index, all of pipe x tensor.
@@ -23,18 +21,17 @@ class ProcessGrid:
                 f"{world.size} ranks do not divide into {pipe} stages (--pipe) x {tensor} slices (--tensor)"
             )
         self.shape = {"data": data, "pipe": pipe, "tensor": tensor}
-        # reorder=False: rank 0 of the job stays rank 0 of the grid, and neighbours on a node share the last axes.
-        self.cart = world.comm.Create_cart([data, pipe, tensor], reorder=False)
-        self.data, self.pipe, self.tensor = (
-            Communicator(self.cart.Sub([axis == name for name in AXES]), world.device) for axis in AXES
-        )
-        self.model = Communicator(self.cart.Sub([False, True, True]), world.device)
+        # Row by row: rank 0 of the job is rank 0 of the grid, and neighbours on a node share the last axes. Split, as
+        # Open MPI warns that its Cartesian topologies may not bear the death of a rank.
+        row, t = divmod(world.rank, tensor)
+        d, p = divmod(row, pipe)
+        self.data, self.pipe = world.split(p * tensor + t), world.split(d * tensor + t)
+        self.tensor, self.model = world.split(row), world.split(d)
 
     def free(self) -> None:
         """Give the communicators back to MPI, which has not many: MPICH 2,048 in all. All ranks together."""
         for axis in (self.data, self.pipe, self.tensor, self.model):
             axis.free()
-        self.cart.Free()
 
     @property
     def speaks(self) -> bool:

@@ -28,6 +28,7 @@ from mpi_parallel.training.replicas import differing
 from mpi_parallel.training.saver import Never
 from mpi_parallel.training.signals import StopRequest
 from mpi_parallel.training.step import Engine, Merger, Take
+from mpi_parallel.training.survival import Forgetful, Heritage
 from mpi_parallel.training.trace import NoTrace, Trace
 
 FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses
@@ -54,6 +55,7 @@ class Run:
     step: int = 0
     epochs: int = 0  # completed
     samples: int = 0
+    legacy: Heritage = field(default_factory=Forgetful)
     bad_steps: int = 0  # that were not finite, and not taken
     first_step: float = 0.0  # seconds from the start of the process to the end of the first step
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, count of the running epoch
@@ -80,6 +82,10 @@ def fit(run: Run) -> int:
     take = open_steps(run.engine, run.merger, run.optimizer, run.config, run.total_steps, run.step)
     try:
         with np.errstate(all="ignore"):  # what overflows is found by the step's own check
+            run.legacy.keep(run)
+            if run.step and run.step == (run.epochs + 1) * run.steps_per_epoch:  # it ended just before its evaluation
+                run.before = run.sums[2]
+                reason = _end_epoch(run)
             while run.step < run.total_steps and reason == "finished":
                 reason = _train_epoch(run, take, progress, stop)
                 if reason == "finished":
@@ -131,6 +137,7 @@ def _train_epoch(run: Run, take: Take, progress: Any, stop: StopRequest) -> str:
         run.samples += totals.count
         if not bad:
             run.sums = [run.sums[0] + totals.loss, run.sums[1] + totals.correct, run.sums[2] + totals.count]
+        run.legacy.keep(run)
         progress.step(run.step, run.sums[0] / max(1.0, run.sums[2]))
         if _replicas_differ(run):
             return "replicas-differ"

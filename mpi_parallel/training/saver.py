@@ -48,6 +48,9 @@ class Never:
     def close(self) -> None:
         pass
 
+    def rest(self) -> None:
+        """Wait for what this rank is writing, without a message to others, of which some are dead."""
+
 
 class Saver(Never):
     """Writes checkpoints of a run into a folder, from all ranks."""
@@ -104,6 +107,9 @@ class Saver(Never):
         self._finish()
         self._pool.shutdown()
         self.comm.free()
+
+    def rest(self) -> None:
+        self._pool.shutdown()
 
     def _begin(self, run: Run) -> None:
         self._finish()

@@ -32,7 +32,7 @@ SECOND = 1.0  # between two signs of life
 MISSED = 5  # signs of life that may fail to come before a rank counts as silent
 GRACE = 2.0  # seconds for the launcher to end a job of which a rank died, and for stacks to be shown
 UNUSUAL, LEAST = 20, 30.0  # a warning comes after so many times the longest quiet so far, and so many seconds
-BYE, ALIVE, END = "bye", "alive", "end"
+BYE, END = "bye", "end"
 
 
 def signs_of_life() -> str:
@@ -92,7 +92,7 @@ class Watchdog:
             if now >= due:
                 due = now + self._interval
                 self.seen.mine.hear(now, signs_of_life())
-                self.lines.send(ALIVE if self.rank == 0 else signs_of_life())
+                self.lines.send(signs_of_life())
                 self._judge(now)
         self.lines.send(BYE)
         self.lines.close()
@@ -105,8 +105,6 @@ class Watchdog:
                 self._mourn(rank)
         elif text == BYE:
             sighting.gone = True
-        elif text == ALIVE:
-            sighting.heard = now
         elif text.startswith(END):
             self._obey([int(word) for word in text.split()[1:]])
         else:
@@ -134,7 +132,8 @@ class Watchdog:
         sighting = self.seen[rank]
         time.sleep(0.02 * min(self.rank, 50))  # if rank 0 died, let the next one speak first
         _say(
-            f"{self.seen.where(rank)} died in {sighting.doing}, as when it is killed or memory runs out: ending the job"
+            f"{self.seen.where(rank)} died, as when it is killed or memory runs out; last seen in: {sighting.doing}. "
+            "Ending the job"
         )
         if not self._closing.wait(GRACE):
             _abort()

@@ -5,9 +5,10 @@ import pytest
 from mpi4py import MPI
 
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.mpi.process_grid import AXES, ProcessGrid
+from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.options import InputError
 
+AXES = "data", "pipe", "tensor"
 GRIDS = [(pipe, tensor) for pipe in (1, 2, 3, 4) for tensor in (1, 2, 3, 4)]
 
 
