@@ -217,6 +217,7 @@ class RunOptions:
     report: bool = option(
         True, "write report.html at the end: curves, confusion matrix, where the time went, configuration, environment"
     )
+    tensorboard: bool = option(False, "write event files too, for tensorboard --logdir runs")
     trace: bool = option(
         False, "write trace.json: what every rank did when, for ui.perfetto.dev, of the first --trace-steps steps"
     )

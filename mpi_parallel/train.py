@@ -19,6 +19,7 @@ from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import parse, seconds_of
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.training.banner import announce, settle_threads
+from mpi_parallel.training.board import open_board
 from mpi_parallel.training.fit import Run, fit
 from mpi_parallel.training.identity import identity_of
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
@@ -80,6 +81,7 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
     folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)
+    folder.show_on(open_board(config.run.tensorboard, folder.path, world.rank == 0))
     run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, data, folder, trace)
     legacy.watch(run)
     facts = identity_of(run, grid, threads)

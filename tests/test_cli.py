@@ -73,8 +73,8 @@ class TestFinishedRun:
                 rf"epoch {number}/2  loss F  accuracy F  validation F F  [\d,]+ samples/s  .* left", figures
             )
         assert lines[-3].startswith("finished after 8 steps")
-        assert lines[-2] == f"kept in {out}"
-        assert lines[-1].startswith(f"report: {out}/report.html (written in ")
+        assert lines[-2] == f"kept in     {out}"
+        assert lines[-1].startswith(f"report      {out}/report.html (took ")
 
     def test_no_line_is_printed_twice_or_drawn_over(self, finished):
         ended, _ = finished

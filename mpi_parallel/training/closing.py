@@ -14,6 +14,9 @@ from mpi_parallel.training.log import logger
 if TYPE_CHECKING:
     from mpi_parallel.training.fit import Run
 
+WELL = ("finished", "target", "early-stop")  # reasons to end after which there is a result
+ASKED = ("signal", "time-limit")  # reasons after which the run is to go on later
+
 
 def open_observer(run: Run) -> Observer | None:
     """Who looks on at the final evaluation, where a report is to be written."""
@@ -23,13 +26,30 @@ def open_observer(run: Run) -> Observer | None:
     return Observer(run.data, classes, run.comm, run.speaks)
 
 
-def report(run: Run) -> None:
-    """Write report.html; rank 0 does, and a page that cannot be written is no reason to fail."""
-    if run.config.run.report and run.comm.rank == 0:
-        begun, path = perf_counter(), Path(run.folder.path) / "report.html"
-        try:
-            write_page(Record(run.folder.path), path)
-        except Exception as error:  # matplotlib's complaints are of many kinds, and the run is over and well kept
-            logger.warning("report.html could not be written: %r", error)
-            return
-        logger.info(f"report: {path} (written in {perf_counter() - begun:.1f} s)")
+def leave(run: Run, reason: str, observer: Observer | None) -> None:
+    """Write what is for people, and tell where all is and how to go on; all ranks together."""
+    folder = run.folder.path
+    logger.info(f"kept in     {folder}")
+    if traced := run.trace.write(folder):
+        logger.info(f"trace       {folder / traced}: open it in ui.perfetto.dev")
+    if observer and reason in WELL:
+        observer.write(folder, run.engine.model.pieces())
+    # Who asked to stop wants no time spent on pictures.
+    if run.config.run.report and reason not in ASKED and run.comm.rank == 0:
+        _report(folder)
+    if run.config.run.tensorboard:
+        logger.info(f"curves      tensorboard --logdir {folder}")
+    if reason in ASKED:
+        command = f"mpirun -n {run.comm.size} python -m mpi_parallel.train --config {folder / 'config.toml'}"
+        logger.info(f"go on with  {command} --out {folder} --resume auto")
+
+
+def _report(folder: Path) -> None:
+    """Write report.html; that it cannot be written is no reason for a run to fail that is over and well kept."""
+    begun, path = perf_counter(), folder / "report.html"
+    try:
+        write_page(Record(folder), path)
+    except Exception as error:  # matplotlib's complaints are of many kinds
+        logger.warning("report.html could not be written: %r", error)
+        return
+    logger.info(f"report      {path} (took {perf_counter() - begun:.1f} s; --no-report spares it)")

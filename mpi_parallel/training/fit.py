@@ -23,7 +23,7 @@ from mpi_parallel.training import closing
 from mpi_parallel.training.bad_numbers import LISTED, diagnose
 from mpi_parallel.training.captured import open_steps
 from mpi_parallel.training.log import RunFolder, logger
-from mpi_parallel.training.progress import open_progress
+from mpi_parallel.training.progress import duration, open_progress
 from mpi_parallel.training.replicas import differing
 from mpi_parallel.training.saver import Never
 from mpi_parallel.training.signals import StopRequest
@@ -76,7 +76,7 @@ class Run:
 def fit(run: Run) -> int:
     """Train until there is a reason to stop; the exit status."""
     stop = StopRequest()
-    progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0)
+    progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0, run.config.batch.batch_size)
     run.folder.show_through(progress)
     reason, run.patience.epochs = "finished", run.config.run.early_stop
     take = open_steps(run.engine, run.merger, run.optimizer, run.config, run.total_steps, run.step)
@@ -229,7 +229,7 @@ def _epoch_line(run: Run, trained: Score, held_out: Score | None, seconds: float
     planned = -(-run.total_steps // run.steps_per_epoch)
     return (
         f"epoch {run.epochs:>{len(str(planned))}}/{planned}  loss {trained.loss:.4f}  accuracy {trained.accuracy:.4f}"
-        f"{validation}  {trained.count / seconds:,.0f} samples/s  {_duration(left)} left"
+        f"{validation}  {trained.count / seconds:,.0f} samples/s  {duration(left)} left"
     )
 
 
@@ -249,25 +249,10 @@ def _end(run: Run, reason: str) -> int:
         test_loss=tested.loss if tested else None, test_accuracy=tested.accuracy if tested else None,
         weights_sha256=digest,
     )  # fmt: skip
-    traced = run.trace.write(run.folder.path)
-    if observer:
-        observer.write(run.folder.path, run.engine.model.pieces())
     result = f"  test loss {tested.loss:.4f}  test accuracy {tested.accuracy:.4f}" if tested else ""
-    logger.info(f"{reason} after {run.step} steps, {_duration(seconds)}{result}")
-    logger.info(f"kept in {run.folder.path}")
-    if traced:
-        logger.info(f"the trace is {run.folder.path / traced}: open it in ui.perfetto.dev")
-    if reason != "signal":  # who asked to stop wants no time spent on pictures
-        closing.report(run)
+    logger.info(f"{reason} after {run.step} steps, {duration(seconds)}{result}")
+    closing.leave(run, reason, observer)
     if not saved:
         logger.error("where the run ended could not be saved")
         return UNSAVED
     return {"not-finite": DIVERGED, "signal": STOPPED, "replicas-differ": DIFFERENT}.get(reason, FINISHED)
-
-
-def _duration(seconds: float) -> str:
-    """3.2 s, 4:05 or 1:02:03."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError, write_toml
+from mpi_parallel.training.board import Board, NoBoard
 from mpi_parallel.training.progress import Progress, open_progress
 
 logger = logging.getLogger("mpi_parallel")
@@ -32,6 +33,7 @@ class RunFolder:
         )
         if complaint:
             raise InputError(complaint)
+        self.board: Board = NoBoard()
         self._metrics: TextIO | None = self._open_metrics() if world.rank == 0 else None
         self.console = _Console(open_progress("none" if progress == "none" else "plain", 0, world.rank == 0))
         self._handlers = _handlers(self.path, world.rank, self.console)
@@ -47,6 +49,7 @@ class RunFolder:
 
     def event(self, name: str, **facts: Any) -> None:
         """Append one line to metrics.jsonl, at once."""
+        self.board.tell(name, facts)
         if self._metrics is not None:
             try:
                 self._metrics.write(json.dumps(_speakable({"event": name, **facts}), allow_nan=False) + "\n")
@@ -55,12 +58,17 @@ class RunFolder:
                 error.filename = str(self.path / "metrics.jsonl")
                 raise
 
+    def show_on(self, board: Board) -> None:
+        """From now on events go there too."""
+        self.board = board
+
     def show_through(self, progress: Progress) -> None:
         """From now on the log's lines go to the terminal through this progress."""
         self.console.progress = progress
 
     def close(self) -> None:
         """Close the files. What could not be written has been told when it was tried."""
+        self.board.close()
         for handler in self._handlers:
             logger.removeHandler(handler)
         for file in (*self._handlers, self._metrics):

@@ -65,3 +65,13 @@ def test_without_a_report_nothing_is_kept(shared_path):
     assert main(world, ["--data", str(data), "--out", str(out), "--steps", "1", "--no-report"]) == 0
     world.gather_text("")
     assert sorted(path.name for path in out.iterdir()) == ["config.toml", "log.txt", "metrics.jsonl"]
+
+
+@pytest.mark.parallel([2])
+def test_a_board_beside_the_metrics(shared_path):
+    world = Communicator(MPI.COMM_WORLD)
+    data = write_image_set(shared_path / f"set-{world.rank}.h5")
+    out = shared_path / "run"
+    assert main(world, ["--data", str(data), "--out", str(out), "--steps", "1", "--no-report", "--tensorboard"]) == 0
+    world.gather_text("")
+    assert len(list((out / "tensorboard").iterdir())) == 1
