@@ -173,6 +173,7 @@ class Communicator:
         """The ranks' texts on every rank, by rank."""
         return self.comm.allgather(text)
 
+    @waiting
     def hand_over(self, text: str) -> None:
         """Give rank 0 a text, which it takes by `take_over`."""
         self.comm.send(text, 0)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.options import InputError
 from mpi_parallel.training.checkpoint import ARRAYS, COLUMNS, FACTS, NAME, PIECES, Stored, bytes_of
 from mpi_parallel.training.skeleton import (
@@ -52,6 +53,7 @@ class Blueprint:
         try:
             digests = []
             for name, pieces in self.pieces.items():
+                PULSE.beat()
                 data = bytes_of(snapshot.arrays[name])
                 digests += [writer.put(piece, data[piece.local : piece.local + piece.size]) for piece in pieces]
             writer.put_digests(self.first, digests)

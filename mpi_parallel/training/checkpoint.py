@@ -25,6 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.options import InputError
 from mpi_parallel.training.slices import Piece
 
@@ -138,6 +139,7 @@ class CheckpointFile:
         """Compare the checksums of every step-th piece from `first` on. Raises InputError that names the array."""
         names = list(self.arrays)
         for piece, digest in zip(self.pieces[first::step], self.digests[first::step], strict=True):
+            PULSE.beat()
             buffer = memoryview(bytearray(piece.size))
             try:
                 self.fill(piece, names[piece.array], buffer)
