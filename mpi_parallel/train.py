@@ -53,7 +53,7 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     batch, rule = config.batch, config.optimizer
     node = world.node()
     threads = settle_threads(config.threads, node)
-    device = open_device(config.device.device, node.rank)
+    device = open_device(config.device.device, node.rank, config.device.precision, measure=config.groups is None)
     grid = ProcessGrid(world.on(device), config.parallel.pipe, config.parallel.tensor)
     comm, clock = grid.data, Clock()
     trace = open_trace(config.run.trace, config.run.trace_steps, clock, world, grid)

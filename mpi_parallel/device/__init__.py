@@ -10,18 +10,19 @@ from mpi_parallel.device.interface import Array, Device, Kernels, Pace
 from mpi_parallel.options import InputError
 
 
-def open_device(kind: str, node_rank: int) -> Device:
+def open_device(kind: str, node_rank: int, precision: str = "float32", measure: bool = True) -> Device:
     """The device that `--device` asks for; `node_rank` (this rank's number on its node) picks among several GPUs.
 
+    `precision` is that of its products; without `measure` a GPU takes the same kernels for them each time.
     `auto` takes a GPU where CuPy and a GPU are there. Raises InputError when cuda is asked for and is not there.
     """
     if kind == "cpu":
         return Host()
-    from mpi_parallel.device import cuda  # here, because only runs that may use a GPU should load cupy
+    from mpi_parallel.device import cuda, cuda_choice  # here, because only runs that may use a GPU should load cupy
 
     try:
-        return cuda.Cuda(node_rank)
-    except cuda.NoGPU as error:
+        return cuda.Cuda(node_rank, precision, measure)
+    except cuda_choice.NoGPU as error:
         if kind == "auto":
             return Host()
         raise InputError(f"--device cuda: {error}") from None

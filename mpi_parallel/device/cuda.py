@@ -1,94 +1,199 @@
-"""A GPU, driven by CuPy through the same array expressions as the host."""
+"""A GPU, driven by CuPy: one stream for all work, one beside it for rows that stream in, graphs of whole steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mpi_parallel.device.expressions import Expressions
+from mpi_parallel.device.cublaslt import WORKSPACE, CublasLt, LtError, load
+from mpi_parallel.device.cuda_choice import choose, driver_complaint, import_cupy
+from mpi_parallel.device.cuda_products import CudaProducts
 from mpi_parallel.device.interface import Array, Kernels
 
-
-class NoGPU(Exception):
-    """There is no GPU to be had, and why."""
+STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
+WARM, TIMED = 2, 5  # launches of a product that is measured
+IN_FLIGHT = 3  # batches of streamed rows on their way
 
 
 class Cuda:
-    """Arrays in the memory of one GPU, computed by CuPy on its current stream."""
+    """Arrays in the memory of one GPU, computed on one stream."""
 
     kind = "cuda"
 
-    def __init__(self, node_rank: int) -> None:
-        """Take this rank's GPU: ranks of a node take the GPUs that they see in turn. Raises NoGPU."""
-        self.xp: ModuleType = _import_cupy()
-        self.visible = _count(self.xp)
-        self.number = node_rank % self.visible
-        self.shared = node_rank >= self.visible
+    def __init__(self, node_rank: int, precision: str = "float32", measure: bool = True) -> None:
+        """Take this rank's GPU: ranks of a node take the GPUs that they see in turn. Raises NoGPU.
+
+        With `measure` the algorithm of each product is the fastest of several, else the library's first choice, which
+        is the same every time.
+        """
+        self.xp: ModuleType = import_cupy()
+        chosen = choose(self.xp, node_rank)
+        self.visible, self.number, self.shared, self.place = chosen
         self.xp.cuda.Device(self.number).use()
-        self.kernels: Kernels = Expressions(self.xp)
+        driver_complaint(self.xp)
+        self.runtime = self.xp.cuda.runtime
+        self.stream = self.xp.cuda.Stream(non_blocking=True)
+        self.stream.use()
+        self.copies = self.xp.cuda.Stream(non_blocking=True)
+        self._incoming = [Incoming(self) for _ in range(IN_FLIGHT)]
+        self._turn = 0
+        self.kernels: Kernels = CudaProducts(self.xp, self._open_lt(precision, measure))
 
     def to_device(self, array: NDArray[Any]) -> Array:
         copy: Array = self.xp.asarray(array)
         return copy
 
     def to_host(self, array: Array) -> NDArray[Any]:
-        # asnumpy waits for the work on the array's stream: MPI must never see a GPU array that is still being written.
-        copy: NDArray[Any] = self.xp.asnumpy(array)
+        # Waits for the work on the stream: MPI must never see an array that is still being written.
+        copy: NDArray[Any] = self.xp.asnumpy(array, stream=self.stream)
         return copy
 
     def refill(self, array: Array, values: NDArray[Any]) -> None:
         array[...] = self.xp.asarray(values)
 
+    def upload(self, rows: NDArray[Any], chosen: NDArray[Any]) -> Array:
+        """rows[chosen] on the GPU, by way of pinned memory and the copy stream, while the GPU works on what was before.
+
+        The array serves until IN_FLIGHT - 1 more were asked for.
+        """
+        self._turn = (self._turn + 1) % IN_FLIGHT
+        return self._incoming[self._turn].filled(rows, chosen)
+
     def storage(self, precision: str) -> Any:
-        return np.float32
+        return STORAGE.get(precision, np.float32)
 
     def empty_bytes(self, count: int) -> Array:
         block: Array = self.xp.empty(count, "uint8")  # CuPy's pool gives multiples of 512 bytes
         return block
 
     def synchronize(self) -> None:
-        self.xp.cuda.get_current_stream().synchronize()
+        self.stream.synchronize()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        return work
+        with self.stream, self.xp.cuda.using_allocator(_refuse):
+            # Other threads, such as one that writes a checkpoint, may go on meanwhile.
+            self.stream.begin_capture(self.runtime.streamCaptureModeThreadLocal)
+            try:
+                work()
+            except BaseException:
+                with suppress(self.runtime.CUDARuntimeError):  # that the capture is spoilt
+                    self.stream.end_capture()
+                raise
+            graph = self.stream.end_capture()
+
+        def replay() -> None:
+            graph.launch(self.stream)
+
+        return replay
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        return np.zeros(shape, dtype)
+        count, kind = int(np.prod(shape, dtype=np.int64)), np.dtype(dtype)
+        memory = self.xp.cuda.alloc_pinned_memory(max(1, count * kind.itemsize))
+        array: NDArray[Any] = np.frombuffer(memory, kind, count).reshape(shape)
+        array[...] = 0
+        return array
 
     def fetch(self, array: Array, pinned: NDArray[Any]) -> None:
-        pinned[...] = self.to_host(array)
+        assert array.nbytes == pinned.nbytes
+        self._copy(pinned.ctypes.data, _at(array), array.nbytes, self.runtime.memcpyDeviceToHost)
 
     def put(self, pinned: NDArray[Any], array: Array) -> None:
-        array[...] = self.xp.asarray(pinned)
+        assert array.nbytes == pinned.nbytes
+        self._copy(_at(array), pinned.ctypes.data, array.nbytes, self.runtime.memcpyHostToDevice)
 
     def mark(self) -> Callable[[], None]:
-        return self.synchronize
+        event = self.xp.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        wait: Callable[[], None] = event.synchronize
+        return wait
 
     def describe(self) -> str:
-        name = self.xp.cuda.runtime.getDeviceProperties(self.number)["name"].decode()
-        return f"cuda, GPU {self.number} of {self.visible}: {name}, CuPy {self.xp.__version__}"
+        name = self.runtime.getDeviceProperties(self.number)["name"].decode()
+        cuda = f"{self.runtime.runtimeGetVersion() // 1000}.{self.runtime.runtimeGetVersion() % 1000 // 10}"
+        return (
+            f"cuda, GPU {self.number} of {self.visible}: {name}, CuPy {self.xp.__version__}, CUDA {cuda}; "
+            f"{self.kernels.name}"
+        )
+
+    def _copy(self, to: int, source: int, nbytes: int, kind: int) -> None:
+        if nbytes:
+            self.runtime.memcpyAsync(to, source, nbytes, kind, self.stream.ptr)
+
+    def _open_lt(self, precision: str, measure: bool) -> CublasLt | None:
+        """cublasLt, or None where this machine has none that works."""
+        try:
+            from cuda import pathfinder  # CuPy 14 brings it, and it knows where wheels put the library
+
+            find = lambda: str(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)  # noqa: E731
+        except ImportError:
+            find = None
+        try:
+            library = load(find, self.runtime.runtimeGetVersion() // 1000)
+            self._workspace = self.xp.empty(WORKSPACE, np.uint8)
+            lt = CublasLt(library, _at(self._workspace), self.stream.ptr, self._time if measure else None)
+        except (OSError, LtError):
+            return None
+        lt.tf32 = precision == "tf32"
+        return lt
+
+    def _time(self, launch: Callable[[], None]) -> float:
+        """Milliseconds of some launches; none where a capture is under way, which must not be disturbed."""
+        if self.stream.is_capturing():
+            return 0.0
+        start, stop = self.xp.cuda.Event(), self.xp.cuda.Event()
+        for _ in range(WARM):
+            launch()
+        start.record(self.stream)
+        for _ in range(TIMED):
+            launch()
+        stop.record(self.stream)
+        stop.synchronize()
+        milliseconds: float = self.xp.cuda.get_elapsed_time(start, stop)
+        return milliseconds
 
 
-def _import_cupy() -> ModuleType:
-    try:
-        import cupy
-    except ImportError as error:
-        raise NoGPU(
-            f"CuPy cannot be imported ({error}); install mpi_parallel[cuda12] or mpi_parallel[cuda13]"
-        ) from None
-    module: ModuleType = cupy
-    return module
+class Incoming:
+    """Pinned memory and memory of the GPU for one batch of rows on its way."""
+
+    def __init__(self, device: Cuda) -> None:
+        self.device = device
+        self._pinned: NDArray[Any] = np.zeros(0, np.uint8)
+        self._there: Array | None = None
+        self._arrived: Any = None
+
+    def filled(self, rows: NDArray[Any], chosen: NDArray[Any]) -> Array:
+        """rows[chosen] on the GPU; work that is started from now on finds it there."""
+        device, shape = self.device, (len(chosen), *rows.shape[1:])
+        nbytes = int(np.prod(shape, dtype=np.int64)) * rows.itemsize
+        if self._arrived is not None:
+            self._arrived.synchronize()  # the copy before has left the pinned memory
+        if self._there is None or self._pinned.nbytes < nbytes:
+            self._pinned, self._there = device.pinned((nbytes,), np.uint8), device.empty_bytes(nbytes)
+        here = self._pinned[:nbytes].view(rows.dtype).reshape(shape)
+        np.take(rows, chosen, axis=0, out=here, mode="clip")
+        there: Array = self._there[:nbytes].view(rows.dtype).reshape(shape)
+        done = device.xp.cuda.Event(disable_timing=True)
+        done.record(device.stream)
+        device.copies.wait_event(done)  # work on what was there before
+        if nbytes:
+            to, source = _at(there), here.ctypes.data
+            device.runtime.memcpyAsync(to, source, nbytes, device.runtime.memcpyHostToDevice, device.copies.ptr)
+        self._arrived = device.xp.cuda.Event(disable_timing=True)
+        self._arrived.record(device.copies)
+        device.stream.wait_event(self._arrived)
+        return there
 
 
-def _count(cupy: ModuleType) -> int:
-    try:
-        count: int = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise NoGPU(f"CuPy finds no GPU ({error})") from None
-    if count == 0:
-        raise NoGPU("CuPy finds no GPU (CUDA_VISIBLE_DEVICES hides all of them?)")
-    return count
+def _at(array: Array) -> int:
+    address: int = array.data.ptr  # type: ignore[attr-defined]
+    return address
+
+
+def _refuse(size: int) -> Any:
+    """In place of CuPy's pool: what is allocated in a capture would be given to others before the graph is replayed."""
+    raise RuntimeError(f"{size:,} bytes are allocated while a step is captured: only the workspace may serve it")

@@ -67,8 +67,8 @@ class CudaKernels(Expressions):
             assert x_BF.dtype == np.float32, "unusual images come as float32"
             self.xp.subtract(images_NF[index_B], mean, out=x_BF)
             x_BF *= inverse_std
-            if labels_N is not None:
-                self._each("labels", len(index_B), labels_N, index_B, np.int64(len(index_B)), t_B)
+            if labels_N is not None and t_B is not None:
+                self.pick(labels_N, index_B, t_B)
             return
         rows, features = x_BF.shape
         held = (NULL, NULL) if labels_N is None else (labels_N, t_B)
@@ -77,6 +77,9 @@ class CudaKernels(Expressions):
             images_NF, held[0], index_B, np.int64(rows), np.int64(features), mean, inverse_std,
             np.int32(mean.size == 1), x_BF, held[1],
         )  # fmt: skip
+
+    def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None:
+        self._each("pick", len(index_B), labels_N, index_B, np.int64(len(index_B)), t_B)
 
     def bias(self, y_BO: Array, b_O: Array, relu: bool) -> None:
         rows, width = y_BO.shape
@@ -141,7 +144,8 @@ class CudaKernels(Expressions):
     def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule) -> None:
         base, cosine, *rest = schedule
         self._launch(
-            "advance", 1, (1,), pace, tail, NULL if squares is None else squares, np.float64(base), np.int32(cosine),
+            "advance", 1, (1,), pace, tail, np.int32(len(tail) - 1), NULL if squares is None else squares,
+            np.float64(base), np.int32(cosine),
             *map(np.float64, rest),
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Which device a run gets, and that the maths runs on any: on the strict one here, on a GPU where there is one."""
 
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Device, Host, open_device
 from mpi_parallel.device.clock import Clock
-from mpi_parallel.device.cuda import Cuda, NoGPU
+from mpi_parallel.device.cuda import Cuda
+from mpi_parallel.device.cuda_choice import NoGPU
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
@@ -22,6 +23,8 @@ from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.metrics import Totals
 from mpi_parallel.training.step import train_step
+from tests.device.emulated import CUDARuntimeError, emulated
+from tests.device.shim import compiler
 from tests.device.strict import Strict
 
 N, FEATURES, CLASSES, BATCH = 50, 12, 4, 20
@@ -157,27 +160,26 @@ class TestGPU:
         assert all(gpu.empty_bytes(count).data.ptr % 64 == 0 for count in (1, 100, 5000))
 
 
-class CUDARuntimeError(RuntimeError):
-    """As CuPy names it."""
-
-
 def no_driver() -> int:
     raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
 
 
-def fake_cupy(count) -> ModuleType:
-    """A cupy that sees what `count()` says, and remembers the GPU that is used."""
-    cupy = ModuleType("cupy")
-    cupy.used = []
-    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError)
-    device = lambda number: SimpleNamespace(use=lambda: cupy.used.append(number))  # noqa: E731
-    cupy.cuda = SimpleNamespace(runtime=runtime, Device=device)
+def counting(count) -> ModuleType:
+    """A cupy that sees as many GPUs as `count` says."""
+    cupy = emulated()
+    cupy.cuda.runtime.getDeviceCount = count
+    return cupy
+
+
+def old_driver() -> ModuleType:
+    cupy = emulated()
+    cupy.cuda.runtime.driverGetVersion = lambda: 11080
     return cupy
 
 
 class TestOpenDevice:
     def test_cpu_never_looks_for_a_gpu(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "cupy", fake_cupy(lambda: pytest.fail("looked for a GPU")))
+        monkeypatch.setitem(sys.modules, "cupy", counting(lambda: pytest.fail("looked for a GPU")))
         assert open_device("cpu", 0).kind == "cpu"
 
     # None in sys.modules makes `import cupy` fail.
@@ -185,10 +187,11 @@ class TestOpenDevice:
         ("cupy", "why"),
         [
             (None, r"install mpi_parallel\[cuda12\] or mpi_parallel\[cuda13\]"),
-            (fake_cupy(no_driver), "cudaErrorInsufficientDriver"),
-            (fake_cupy(lambda: 0), "CUDA_VISIBLE_DEVICES"),
+            (counting(no_driver), "driver is too old for this CuPy"),
+            (counting(lambda: 0), "CUDA_VISIBLE_DEVICES"),
+            (old_driver(), r"runs CUDA up to 11.8, .* for 12.9: install mpi_parallel\[cuda11\]"),
         ],
-        ids=["no CuPy", "no driver", "no GPU"],
+        ids=["no CuPy", "no driver", "no GPU", "old driver"],
     )
 
     @NOTHING
@@ -209,7 +212,9 @@ class TestOpenDevice:
     )
     def test_ranks_of_a_node_take_the_gpus_in_turn(self, monkeypatch, kind, visible, node_rank, number, shared):
         """A scheduler may show each rank one GPU, or all GPUs to all."""
-        cupy = fake_cupy(lambda: visible)
+        compiler()
+        cupy = emulated(gpus=visible)
         monkeypatch.setitem(sys.modules, "cupy", cupy)
         device = open_device(kind, node_rank)
         assert (device.kind, device.number, device.shared, cupy.used) == ("cuda", number, shared, [number])
+        assert device.place == f"Emulated GPU at 0000:{number:02x}:00.0"

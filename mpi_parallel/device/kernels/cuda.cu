@@ -105,7 +105,8 @@ FN void gather_rows(const From *images, const int *labels, const i64 *index, i64
     GATHER(f64, double, TO, To)
 FORMATS(GATHERS)
 
-KERNEL labels(const int *labels, const i64 *index, i64 rows, int *t) { EACH(row, rows) t[row] = labels[index[row]]; }
+/* the labels alone */
+KERNEL pick(const int *labels, const i64 *index, i64 rows, int *t) { EACH(row, rows) t[row] = labels[index[row]]; }
 
 /* The batch from place *cursor of the epoch's order on; whoever comes next stands behind it. One block. */
 KERNEL deal(const i64 *index_N, const unsigned *keys_N, i64 *cursor, i64 rows, i64 *index, unsigned *keys)
@@ -389,9 +390,9 @@ KERNEL trust(float *w, float *r, i64 n, const double *squares_2, const double *f
 }
 
 /* The pace of the step with this merged tail; one thread */
-KERNEL advance(double *pace, const float *tail, const double *squares, double base, int cosine, double warmup, double total,
+KERNEL advance(double *pace, const float *tail, int last, const double *squares, double base, int cosine, double warmup, double total,
                double clip, double beta1, double beta2, double growth)
 {
     if (blockIdx.x == 0 && threadIdx.x == 0)
-        mp_advance(pace, tail, squares, base, cosine, warmup, total, clip, beta1, beta2, growth);
+        mp_advance(pace, tail, last, squares, base, cosine, warmup, total, clip, beta1, beta2, growth);
 }

@@ -1,0 +1,257 @@
+"""Matrix products by cublasLt through ctypes, with what follows a product done in the same kernel.
+
+Other than cuBLAS, cublasLt has no state, so its calls may be captured into graphs. It thinks in columns: a row-major
+(B, O) array is to it an (O, B) one, so y = x W is asked for as y^T = W^T x^T, and nothing is moved or copied.
+Numbers of enumerations and layouts of structures are those of cublasLt.h, the same in CUDA 12 and 13.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any, NamedTuple
+
+TYPES = {"float32": 0, "float16": 2, "uint16": 14}  # cudaDataType of the dtypes of operands; uint16 is bfloat16's bits
+FLOAT32 = TYPES["float32"]
+COMPUTE_32F, COMPUTE_TF32 = 68, 77  # cublasComputeType_t
+# cublasLtMatmulDescAttributes_t and cublasLtMatmulPreferenceAttributes_t
+TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_LD, BIAS_TYPE = 3, 4, 7, 8, 11, 12, 26
+MAX_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # of A, B, C and D
+# cublasLtEpilogue_t: + bias; + relu; + the mask of relu kept; times a kept mask; with the sums of A over k
+PLAIN, BIAS, RELU_BIAS, RELU_AUX_BIAS, DRELU, BGRADA = 1, 4, 6, 134, 136, 256
+SUPPORTED, UNSUPPORTED = 0, (7, 15)  # cublasStatus_t: INVALID_VALUE and NOT_SUPPORTED both mean: no such product
+WORKSPACE = 32 << 20  # bytes, what NVIDIA recommends for Hopper
+CANDIDATES = 8  # algorithms to measure
+
+
+class Algorithm(ctypes.Structure):
+    """cublasLtMatmulAlgo_t"""
+
+    _fields_ = [("data", c_uint64 * 8)]
+
+
+class Heuristic(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t"""
+
+    _fields_ = [
+        ("algorithm", Algorithm),
+        ("workspace", c_size_t),
+        ("state", c_int),
+        ("waves", c_float),
+        ("reserved", c_int * 4),
+    ]
+
+
+SIGNATURES: dict[str, list[Any]] = {
+    "cublasLtCreate": [POINTER(c_void_p)],
+    "cublasLtMatmulDescCreate": [POINTER(c_void_p), c_int, c_int],
+    "cublasLtMatmulDescSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatrixLayoutCreate": [POINTER(c_void_p), c_int, c_uint64, c_uint64, c_int64],
+    "cublasLtMatmulPreferenceCreate": [POINTER(c_void_p)],
+    "cublasLtMatmulPreferenceSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatmulPreferenceDestroy": [c_void_p],
+    "cublasLtMatmulAlgoGetHeuristic": [
+        *[c_void_p] * 7, c_int, POINTER(Heuristic), POINTER(c_int)
+    ],
+    "cublasLtMatmul": [
+        c_void_p, c_void_p, POINTER(c_float), c_void_p, c_void_p, c_void_p, c_void_p, POINTER(c_float),
+        c_void_p, c_void_p, c_void_p, c_void_p, POINTER(Algorithm), c_void_p, c_size_t, c_void_p,
+    ],
+}  # fmt: skip
+
+
+class LtError(RuntimeError):
+    """cublasLt refused: what, and with which status."""
+
+
+class Matrix(NamedTuple):
+    """As cublasLt sees it: column by column, `ld` elements from one to the next."""
+
+    pointer: int
+    dtype: str
+    rows: int
+    columns: int
+    ld: int
+
+    @property
+    def alignment(self) -> int:
+        """Bytes that its address, and so far as we ask its columns, are a multiple of."""
+        step = self.ld * (4 if self.dtype == "float32" else 2)
+        return min(256, (self.pointer | step | 256) & -(self.pointer | step | 256))
+
+
+class Problem(NamedTuple):
+    """What makes two products alike: everything but where the numbers are."""
+
+    a: tuple[str, int, int, int, int]  # dtype, rows, columns, ld, alignment
+    b: tuple[str, int, int, int, int]
+    d: tuple[str, int, int, int, int]
+    transposed: tuple[bool, bool]
+    epilogue: int
+    add: bool
+    tf32: bool
+    bias_type: int
+
+
+class Plan(NamedTuple):
+    """A product that is ready to be run again and again."""
+
+    description: c_void_p
+    layouts: tuple[c_void_p, c_void_p, c_void_p]
+    algorithm: Algorithm
+    beta: c_float
+    scratch: int  # bytes
+
+
+def load(find: Callable[[], str] | None, cuda: int) -> Any:
+    """The library for this major version of CUDA. Raises OSError where there is none.
+
+    `find` may know where the wheel has put it; else it is left to the system.
+    """
+    names = [f"libcublasLt.so.{cuda}", "libcublasLt.so"]
+    if find is not None:
+        with suppress(Exception):  # whatever it has against this machine, the system's own may do
+            names.insert(0, find())
+    for name in names:
+        with suppress(OSError):
+            library = ctypes.CDLL(name)
+            for function, types in SIGNATURES.items():
+                getattr(library, function).argtypes = types
+            return library
+    raise OSError(f"none of {', '.join(names)} can be loaded")
+
+
+class CublasLt:
+    """Products on one device and one stream; without `time`, which measures launches, by the library's first choice."""
+
+    def __init__(self, library: Any, workspace: int, stream: int, time: Callable[..., float] | None = None) -> None:
+        """`workspace` is the address of WORKSPACE bytes on the device. Raises LtError."""
+        self.library, self.workspace, self.stream, self.time = library, workspace, stream, time
+        self.tf32 = False
+        self.handle = c_void_p()
+        self._check("cublasLtCreate", byref(self.handle))
+        self._one, self._zero = c_float(1), c_float(0)
+        self._plans: dict[Problem, Plan | None] = {}
+
+    def product(
+        self,
+        a: Matrix,
+        b: Matrix,
+        d: Matrix,
+        transposed: tuple[bool, bool] = (False, False),
+        epilogue: int = PLAIN,
+        bias: int = 0,
+        aux: int = 0,
+        add: bool = False,
+        bias_type: int = -1,
+    ) -> bool:
+        """d = op(a) op(b), or added to d, and the epilogue; False where cublasLt has no such product.
+
+        `bias` and `aux` are addresses: what is added or summed up, and relu's mask, a bit an element, columns of
+        `mask_ld(rows)` bits.
+        """
+        keys = [(*matrix[1:], matrix.alignment) for matrix in (a, b, d)]
+        problem = Problem(keys[0], keys[1], keys[2], transposed, epilogue, add, self.tf32, bias_type)
+        if problem not in self._plans:
+            self._plans[problem] = self._choose(problem, (a, b, d), bias, aux)
+        plan = self._plans[problem]
+        if plan is None:
+            return False
+        self._point(plan.description, bias, aux)
+        try:
+            self._run(plan, a, b, d)
+        except LtError:  # proposed, and refused
+            self._plans[problem] = None
+        return self._plans[problem] is not None
+
+    def _run(self, plan: Plan, a: Matrix, b: Matrix, d: Matrix) -> None:
+        of_a, of_b, of_d = plan.layouts
+        self._check(
+            "cublasLtMatmul", self.handle, plan.description, self._one, a.pointer, of_a, b.pointer, of_b, plan.beta,
+            d.pointer, of_d, d.pointer, of_d, plan.algorithm, self.workspace, WORKSPACE, self.stream,
+        )  # fmt: skip
+
+    def _choose(self, problem: Problem, matrices: tuple[Matrix, Matrix, Matrix], bias: int, aux: int) -> Plan | None:
+        """The fastest of the algorithms that the library proposes; None where there are none."""
+        description = self._describe(problem, matrices[2].rows)
+        self._point(description, bias, aux)
+        layouts = tuple(self._layout(matrix) for matrix in matrices)
+        assert len(layouts) == 3
+        beta = self._one if problem.add else self._zero
+        plans = [
+            Plan(description, layouts, found.algorithm, beta, found.workspace)
+            for found in self._propose(problem, description, layouts)
+        ]
+        if self.time is None or problem.add or len(plans) < 2:  # to add again and again would change the result
+            return plans[0] if plans else None
+        return min(plans, key=lambda plan: self._measured(plan, matrices))
+
+    def _measured(self, plan: Plan, matrices: tuple[Matrix, Matrix, Matrix]) -> float:
+        assert self.time is not None
+        try:
+            return self.time(lambda: self._run(plan, *matrices))
+        except LtError:  # proposed, and refused
+            return float("inf")
+
+    def _describe(self, problem: Problem, rows: int) -> c_void_p:
+        description = c_void_p()
+        compute = COMPUTE_TF32 if problem.tf32 and problem.a[0] == "float32" else COMPUTE_32F
+        self._check("cublasLtMatmulDescCreate", byref(description), compute, FLOAT32)
+        attributes: list[tuple[int, Any]] = [
+            (TRANSA, c_int32(problem.transposed[0])),  # CUBLAS_OP_N is 0, CUBLAS_OP_T 1
+            (TRANSB, c_int32(problem.transposed[1])),
+            (EPILOGUE, c_uint32(problem.epilogue)),
+        ]
+        if problem.bias_type >= 0:
+            attributes.append((BIAS_TYPE, c_int32(problem.bias_type)))
+        if problem.epilogue in (RELU_AUX_BIAS, DRELU):
+            attributes.append((AUX_LD, c_int64(mask_ld(rows))))
+        for attribute, value in attributes:
+            self._set(description, attribute, value)
+        return description
+
+    def _point(self, description: c_void_p, bias: int, aux: int) -> None:
+        """Addresses may change from call to call."""
+        for attribute, address in ((BIAS_POINTER, bias), (AUX_POINTER, aux)):
+            if address:
+                self._set(description, attribute, c_void_p(address))
+
+    def _set(self, description: c_void_p, attribute: int, value: Any) -> None:
+        self._check("cublasLtMatmulDescSetAttribute", description, attribute, byref(value), ctypes.sizeof(value))
+
+    def _layout(self, matrix: Matrix) -> c_void_p:
+        layout = c_void_p()
+        shape = matrix.rows, matrix.columns, matrix.ld
+        self._check("cublasLtMatrixLayoutCreate", byref(layout), TYPES[matrix.dtype], *shape)
+        return layout
+
+    def _propose(self, problem: Problem, description: c_void_p, layouts: Any) -> Iterator[Heuristic]:
+        preference, found, count = c_void_p(), (Heuristic * CANDIDATES)(), c_int()
+        self._check("cublasLtMatmulPreferenceCreate", byref(preference))
+        alignments = (problem.a[4], problem.b[4], problem.d[4], problem.d[4])
+        wishes = [(MAX_WORKSPACE, c_uint64(WORKSPACE)), *zip(ALIGNMENTS, map(c_uint32, alignments), strict=True)]
+        for attribute, value in wishes:
+            self._check(
+                "cublasLtMatmulPreferenceSetAttribute", preference, attribute, byref(value), ctypes.sizeof(value)
+            )
+        of_a, of_b, of_d = layouts
+        status = self.library.cublasLtMatmulAlgoGetHeuristic(
+            self.handle, description, of_a, of_b, of_d, of_d, preference, CANDIDATES, found, byref(count)
+        )
+        self._check("cublasLtMatmulPreferenceDestroy", preference)
+        if status not in (SUPPORTED, *UNSUPPORTED):
+            raise LtError(f"cublasLtMatmulAlgoGetHeuristic answers with status {status}")
+        if status == SUPPORTED:
+            yield from (result for result in found[: count.value] if result.state == SUPPORTED)
+
+    def _check(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.library, name)(*arguments)
+        if status != 0:
+            raise LtError(f"{name} answers with status {status}")
+
+
+def mask_ld(rows: int) -> int:
+    """Bits of a column of relu's mask: a multiple of 128."""
+    return -(-rows // 128) * 128

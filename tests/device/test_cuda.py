@@ -1,0 +1,189 @@
+"""The whole GPU path on an emulated GPU: its own kernels and calls of cublasLt, streams, graphs, memory, mistakes."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from mpi_parallel.device import Host, cuda, open_device
+from mpi_parallel.device.cuda import IN_FLIGHT, Cuda
+from mpi_parallel.device.cuda_choice import explain, gpu_map
+from mpi_parallel.nn.optimizers import RULES
+from mpi_parallel.options import InputError
+from tests.device.emulated import CUDARuntimeError, Emulated, OutOfMemoryError, emulated, values
+from tests.device.fake_lt import FakeLt
+from tests.device.shim import compiler
+from tests.device.test_devices import ALONE, Training, compare
+
+
+@pytest.fixture(params=["cublasLt", "CuPy"])
+def gpu(request, monkeypatch) -> Cuda:
+    """A GPU with the library of products, and one without."""
+    return opened(monkeypatch, emulated(), lt=request.param == "cublasLt")
+
+
+def opened(monkeypatch, cupy: Emulated, lt: bool = True, **how) -> Cuda:
+    compiler()
+
+    def load(find, major: int) -> FakeLt:
+        if not lt:
+            raise OSError("no such library")
+        return FakeLt(cupy.do)
+
+    monkeypatch.setattr(cuda, "load", load)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return Cuda(0, **how)
+
+
+class TestTraining:
+    @pytest.mark.parametrize("micro_batch", [None, 6])
+    @pytest.mark.parametrize("rule", RULES)
+    def test_steps_agree_with_the_host(self, gpu, rule, micro_batch):
+        ours, theirs = Training(gpu, ALONE, rule, micro_batch), Training(Host(), ALONE, rule, micro_batch)
+        compare(ours, theirs, steps=6, tolerance=2e-3)
+
+    def test_a_step_that_repeats_launches_and_waits_once(self, monkeypatch):
+        device = opened(monkeypatch, emulated())
+        training = Training(device, ALONE)
+        training.steps(3)
+        device.xp.events.clear()
+        training.step(4)
+        events = device.xp.events
+        assert [event for event in events if event[0] == "wait"] == [("wait",)]  # for the tail
+        allocated = [size for kind, *rest in events if kind == "allocate" for size in rest]
+        assert allocated == [20 * 8, 20 * 4]  # the batch's index and keys
+        launched = [event[1] for event in events if event[0] == "launch"]
+        assert launched.count("cublasLtMatmul") == 8
+        assert {"gather_u8_f32", "cross_entropy_few_f32", "adam"} <= set(launched)
+
+
+class TestGraphs:
+    def test_a_replay_does_again_what_was_captured_and_nothing_before(self, gpu):
+        a, total = gpu.to_device(np.arange(4, dtype=np.float32)), gpu.to_device(np.zeros(4, np.float32))
+        here = gpu.pinned((4,), np.float32)
+
+        def work() -> None:
+            gpu.kernels.sum_slots(total, gpu.kernels.xp.asarray(np.zeros((1, 4), np.float32)) if warm else both)
+            gpu.fetch(total, here)
+
+        warm, both = True, gpu.to_device(np.ones((2, 4), np.float32))
+        work()
+        warm = False
+        replay = gpu.capture(work)
+        gpu.mark()()
+        assert here.tolist() == [0] * 4
+        gpu.put(np.full((2, 4), 3, np.float32), both)
+        replay()
+        gpu.synchronize()
+        assert here.tolist() == [6] * 4
+        assert values(a).tolist() == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("mistake", "told"),
+        [
+            (lambda gpu: gpu.xp.zeros(3, np.float32), "12 bytes|1 bytes are allocated while a step is captured"),
+            (lambda gpu: gpu.to_host(gpu.kernels._ticket), "StreamCaptureUnsupported"),
+            (lambda gpu: gpu.synchronize(), "StreamCaptureUnsupported"),
+        ],
+    )
+    def test_what_a_replay_would_not_survive_is_refused_and_the_stream_goes_on(self, gpu, mistake, told):
+        with pytest.raises(RuntimeError, match=told):
+            gpu.capture(lambda: mistake(gpu))
+        gpu.synchronize()
+        mistake(gpu)
+
+
+class TestMemory:
+    def test_pinned_memory_comes_with_zeros_and_crosses_both_ways(self, gpu):
+        for shape in ((), (0,), (3, 5)):
+            here = gpu.pinned(shape, np.int64)
+            assert (here.shape, here.any()) == (shape, False)
+            here[...] = 7
+            there = gpu.to_device(np.zeros(shape, np.int64))
+            gpu.put(here, there)
+            back = gpu.pinned(shape, np.int64)
+            gpu.fetch(there, back)
+            gpu.synchronize()
+            np.testing.assert_array_equal(back, here)
+
+    def test_rows_are_uploaded_in_turn_through_memory_that_is_used_again(self, gpu):
+        rows = np.arange(40, dtype=np.uint8).reshape(10, 4)
+        uploaded = [gpu.upload(rows, np.array(chosen)) for chosen in ([9, 0], [1], [2, 3])]
+        assert [values(array).tolist() for array in uploaded] == [
+            rows[[9, 0]].tolist(),
+            [rows[1].tolist()],
+            rows[2:4].tolist(),
+        ]
+        gpu.xp.events.clear()
+        for _ in range(2 * IN_FLIGHT):
+            gpu.upload(rows, np.array([4]))
+        assert [event for event in gpu.xp.events if event[0] == "allocate"] == []
+
+    def test_nothing_is_uploaded_for_no_rows(self, gpu):
+        assert gpu.upload(np.zeros((5, 3), np.uint8), np.zeros(0, np.int64)).shape == (0, 3)
+
+
+class TestPrecisions:
+    @pytest.mark.parametrize(
+        ("precision", "dtype", "tf32"),
+        [
+            ("float32", "float32", False),
+            ("tf32", "float32", True),
+            ("float16", "float16", False),
+            ("bfloat16", "uint16", False),
+        ],
+    )
+    def test_operands_are_stored_as_the_products_want_them(self, monkeypatch, precision, dtype, tf32):
+        device = opened(monkeypatch, emulated(), precision=precision)
+        assert np.dtype(device.storage(precision)).name == dtype
+        assert device.kernels.lt.tf32 == tf32
+
+    def test_reproducible_runs_do_not_measure(self, monkeypatch):
+        assert opened(monkeypatch, emulated(), measure=False).kernels.lt.time is None
+        assert opened(monkeypatch, emulated()).kernels.lt.time is not None
+
+
+class TestWhoHasWhich:
+    def test_a_map_for_people(self):
+        lines, complaints = gpu_map(["n1", "n1", "n2", "n2"], ["A", "B", "A", "A"])
+        assert lines == ["rank 0: A on n1", "rank 1: B on n1", "ranks 2, 3: A on n2"]
+        assert len(complaints) == 1
+        assert complaints[0].startswith("ranks 2, 3 share one GPU, A on n2")
+
+    def test_parts_of_one_gpu_have_names_of_their_own(self, monkeypatch):
+        cupy = emulated(gpus=2)
+        cupy.cuda.runtime.deviceGetPCIBusId = lambda number: "0000:17:00.0"
+        cupy.cuda.runtime.getDeviceProperties = lambda number: {"name": b"H100", "uuid": bytes([number + 1] * 16)}
+        compiler()
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        monkeypatch.setattr(cuda, "load", lambda find, major: FakeLt(cupy.do))
+        assert len({open_device("cuda", rank).place for rank in range(2)}) == 2
+
+
+class TestMistakes:
+    def test_too_little_memory_is_told_with_what_was_asked_and_what_is_free(self, monkeypatch):
+        device = opened(monkeypatch, emulated(memory=64 << 20))
+        with pytest.raises(OutOfMemoryError) as caught:
+            device.empty_bytes(65 << 20)
+        told = explain(caught.value)
+        assert isinstance(told, InputError)
+        assert "68,157,440 bytes; 0.1 of 0.1 GiB are free" in str(told)
+        assert "--micro-batch" in str(told)
+
+    def test_a_gpu_that_fails_is_told_with_what_to_do(self, monkeypatch):
+        opened(monkeypatch, emulated())
+        told = explain(CUDARuntimeError("cudaErrorECCUncorrectable: uncorrectable ECC error encountered"))
+        assert isinstance(told, str)
+        assert "cudaErrorECCUncorrectable" in told
+        assert "--resume auto" in told
+
+    def test_other_exceptions_are_left_alone(self, monkeypatch):
+        opened(monkeypatch, emulated())
+        assert explain(ValueError("x")) is None
+        monkeypatch.delitem(sys.modules, "cupy")
+        assert explain(CUDARuntimeError("x")) is None
+
+    def test_tells_itself(self, gpu):
+        assert gpu.describe().startswith(
+            "cuda, GPU 0 of 1: Emulated GPU, CuPy 14.2.0, CUDA 12.9; CUDA kernels, products by "
+        )
