@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpi_parallel.options import (
     InputError,
@@ -126,6 +126,11 @@ class ParallelOptions:
     )
     reproducible: bool = option(
         False, "the same weights, bit for bit, on any number of ranks, by --merge exact, window or sharded"
+    )
+    wire: str = option(
+        "float32",
+        "how gradients travel between nodes, by --merge flat or window: rounded to 16 bits they are half as many bytes",
+        choices=("float32", "float16", "bfloat16"),
     )
     groups: int | None = option(
         None,
@@ -253,6 +258,11 @@ class TrainConfig:
 
     def _check_merger(self) -> None:
         """Raise InputError for a merger that --reproducible cannot have; docs/reproducibility.md says more."""
+        wire = f"--wire {self.parallel.wire}"
+        if self.parallel.wire != "float32" and self.groups is not None:
+            raise InputError(f"{wire} rounds sums of ranks, so their number shows: leave it out of an exact run")
+        if self.parallel.wire != "float32" and self.parallel.merge not in ("auto", "flat", "window"):
+            raise InputError(f"{wire} goes with --merge flat, window or auto, not with --merge {self.parallel.merge}")
         if not self.parallel.reproducible:
             return
         merge, exact = self.parallel.merge, "choose --merge exact"
@@ -283,6 +293,10 @@ class TrainConfig:
                 f"--survive needs the whole model on every rank, so not --pipe {self.parallel.pipe} --tensor "
                 f"{self.parallel.tensor}: what a dead rank held of a split model no other has"
             )
+
+    def merging_by(self, name: str) -> TrainConfig:
+        """The same, with the merger that `auto` has found: what repeats the run to the bit."""
+        return replace(self, parallel=replace(self.parallel, merge=name))
 
     @property
     def threads(self) -> int | None:

@@ -77,9 +77,11 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
         model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None, clock
     )
     update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
-    choice = open_merger(config.merge, model.store, comm, update, config.groups)
+    choice = open_merger(config.merge, model.store, comm, update, config.groups, config.parallel.wire)
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
+    if choice.seconds:
+        config = config.merging_by(choice.merger.name)
     folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)
     folder.show_on(open_board(config.run.tensorboard, folder.path, world.rank == 0))
     run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, data, folder, trace)

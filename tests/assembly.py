@@ -99,6 +99,7 @@ def assemble(
     pipe: int = 1,
     schedule: str = "1f1b",
     precision: str = "float32",
+    wire: str = "float32",
     device: Device | None = None,
     **data_options: Any,
 ) -> Assembly:
@@ -114,6 +115,6 @@ def assemble(
     engine = open_engine(model, training.rows, micro_batch, schedule, groups is not None)
     update = partial(RULES[optimizer], weight_decay=weight_decay)
     merger = over_grid(
-        open_merger(merge or ("exact" if groups else "flat"), model.store, comm, update, groups).merger, grid
+        open_merger(merge or ("exact" if groups else "flat"), model.store, comm, update, groups, wire).merger, grid
     )
     return Assembly(everyone, training, *held_out, model, engine, merger, update(model.store), batch_size, grid)

@@ -93,6 +93,21 @@ class Expressions(Products):
             narrow = self.xp.where(size >= BEYOND_FLOAT16, sign * np.float32(np.inf), narrow)
         out[...] = narrow
 
+    def pack(self, a: NDArray[np.float32], out: NDArray[np.uint16], precision: str) -> None:
+        """The 16 bits of each number in bfloat16 or float16, for messages: in the host's memory. NaN stays NaN."""
+        if precision == "float16":
+            with np.errstate(over="ignore"):
+                out[...] = a.astype(np.float16).view(np.uint16)
+            return
+        bits = a.view(np.uint32)
+        rounded = (bits + ((bits >> 16) & 1) + 0x7FFF) >> 16
+        out[...] = np.where(a == a, rounded, bits >> 16 | 0x40)
+
+    def unpack(self, a: NDArray[np.uint16], out: NDArray[np.float32], precision: str) -> None:
+        """The numbers with these bits."""
+        wide = a.view(np.float16) if precision == "float16" else (a.astype(np.uint32) << 16).view(np.float32)
+        out[...] = wide
+
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:
         """y = x times 0 with probability `rate`, else 1 / (1 - rate) (inverted dropout, Srivastava et al. 2014).
 

@@ -13,7 +13,7 @@ from mpi_parallel.device.expressions import Expressions, steady, threshold
 from mpi_parallel.device.hashing import half_of, round_keys
 from mpi_parallel.device.interface import Array, Pace
 
-MODULE, VERSION = "mpi_parallel.device._kernels", 1  # what module.c must call itself
+MODULE, VERSION = "mpi_parallel.device._kernels", 2  # what module.c must call itself
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
 # Those that take the arguments that callers have are called without a detour, and products if we know the BLAS.
 AS_THEY_ARE = ("pick", "bias", "relu_gradient", "column_sums", "check", "sum_slots", "meet")
@@ -56,6 +56,12 @@ class OpenMP(Expressions):
 
     def narrow(self, a: Array, out: Array, precision: str) -> None:
         getattr(self.library, f"to_{precision}")(a, out)
+
+    def pack(self, a: Array, out: Array, precision: str) -> None:
+        getattr(self.library, f"pack_{precision}")(a, out)
+
+    def unpack(self, a: Array, out: Array, precision: str) -> None:
+        getattr(self.library, f"unpack_{precision}")(a, out)
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None:
         if self._rows.shape[1] < len(t_B):

@@ -142,6 +142,18 @@ class Communicator:
         self.device.refill(everyone, table)
 
     @waiting
+    def exchange_shares(self, array: NDArray[Any], shares: NDArray[Any]) -> None:
+        """Fill `shares` (size, mine) with this rank's share of the flat host arrays of all ranks, by rank."""
+        spans = self._shares(array.size)
+        most = max(1, MOST // array.itemsize // self.size)  # elements of a share that travel in one go
+        for begin in range(0, spans[0].stop, most):  # the first share is the longest
+            counts = [min(most, max(0, span.stop - span.start - begin)) for span in spans]
+            starts = [min(span.start + begin, span.stop) for span in spans]
+            mine, width = counts[self.rank], shares.shape[1]
+            places = [rank * width + min(begin, width) for rank in range(self.size)]
+            self.comm.Alltoallv([array, (counts, starts)], [shares, ([mine] * self.size, places)])
+
+    @waiting
     def exchange_columns(
         self, rows: Array, counts: Sequence[int], everyone: Array, scratch: NDArray[np.float32]
     ) -> None:

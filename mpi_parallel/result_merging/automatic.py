@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -13,11 +14,13 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
+from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.registry import CANONICAL, MERGERS
+from mpi_parallel.result_merging.window import Window
 
 BUDGET = 0.03  # seconds for the rounds of one candidate
-DEADLINE = 0.25  # seconds after which no further candidate is tried
+DEADLINE = 0.3  # seconds by which the last candidate should be through: ranks that share cores take long for anything
 ROUNDS = 25  # at most
 LARGEST = 1 << 20  # weights of the trial: far beyond the caches' size, times grow in proportion
 
@@ -38,13 +41,21 @@ class Choice:
         return f"{self.merger.name} (measured: {table})" if table else self.merger.name
 
 
-def open_merger(name: str, store: ParameterStore, comm: Communicator, rule: Rule, groups: int | None = None) -> Choice:
+def open_merger(
+    name: str,
+    store: ParameterStore,
+    comm: Communicator,
+    rule: Rule,
+    groups: int | None = None,
+    wire: str = "float32",
+) -> Choice:
     """The merger that --merge names, for this store; all ranks make the same one.
 
     `rule` makes the optimizer, whose work the mergers divide in different ways. Where rows come in `groups`, it is one
-    of those whose bits do not depend on the ranks. Raises InputError where the merger cannot serve here.
+    of those whose bits do not depend on the ranks; where `wire` is narrow, one of those that can send such numbers.
+    Raises InputError where the merger cannot serve here.
     """
-    makers = _makers(groups)
+    makers = _makers(groups, wire)
     if name != "auto":
         return Choice(makers[name](store, comm))
     if comm.size == 1:
@@ -53,8 +64,10 @@ def open_merger(name: str, store: ParameterStore, comm: Communicator, rule: Rule
     return Choice(makers[min(seconds, key=seconds.__getitem__)](store, comm), seconds)
 
 
-def _makers(groups: int | None) -> dict[str, Maker]:
+def _makers(groups: int | None, wire: str) -> dict[str, Maker]:
     """The candidates by name, the plainest first."""
+    if wire != "float32":
+        return {"flat": partial(Flat, wire=wire), "window": partial(Window, wire=wire)}
     if groups is None:
         return dict(MERGERS)
 
@@ -71,8 +84,9 @@ def measure(store: ParameterStore, comm: Communicator, rule: Rule, makers: Mappi
     trial = ParameterStore(store.device, _shapes(store))
     optimizer = rule(trial)
     seconds: dict[str, float] = {}
+    longest, now = 0.0, 0.0
     for name, make in makers.items():
-        if _slowest([perf_counter() - began], comm) > DEADLINE:
+        if now + longest > DEADLINE:
             break
         try:
             merger = make(trial, comm)
@@ -80,6 +94,8 @@ def measure(store: ParameterStore, comm: Communicator, rule: Rule, makers: Mappi
             continue
         seconds[name] = _measure(merger, optimizer, comm)
         merger.close()
+        before, now = now, _slowest([perf_counter() - began], comm)
+        longest = max(longest, now - before)
     return seconds
 
 

@@ -6,6 +6,7 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
+from mpi_parallel.result_merging.wire import Wire
 
 
 class Flat(Merger):
@@ -13,11 +14,18 @@ class Flat(Merger):
 
     name = "flat"
 
-    def __init__(self, store: ParameterStore, comm: Communicator) -> None:
+    def __init__(self, store: ParameterStore, comm: Communicator, wire: str = "float32") -> None:
+        """Gradients travel as numbers of the format `wire`, the tail in float32."""
         super().__init__(store, comm)
-        self.relays = comm.size == 1
+        self.wire = Wire(comm, store.size, wire)
 
     def merge(self) -> Totals:
         """Sum gradients and tail over the ranks."""
-        self.comm.sum(self.store.merged)
-        return Totals.of(self.store.device.to_host(self.store.tail))
+        store = self.store
+        if self.wire.narrow:
+            self.wire.sum(store.gradients)
+            self.comm.sum(store.tail)
+            store.flag_bad()  # what was too large for the format, on all ranks alike
+        else:
+            self.comm.sum(store.merged)
+        return Totals.of(store.device.to_host(store.tail))

@@ -18,18 +18,27 @@ import math
 import numpy as np
 
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.nn.store import TAIL, ParameterStore
+from mpi_parallel.nn.store import BAD, TAIL, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
 from mpi_parallel.result_merging.node import OnNode
+from mpi_parallel.result_merging.wire import Wire
 
 
 class Window(OnNode):
     """Each rank sums and updates its slice for all ranks of its node; nothing is copied."""
 
-    def __init__(self, store: ParameterStore, comm: Communicator, node: Communicator | None = None) -> None:
-        """Raises InputError on a GPU, and where the node has too little shared memory."""
+    def __init__(
+        self, store: ParameterStore, comm: Communicator, node: Communicator | None = None, wire: str = "float32"
+    ) -> None:
+        """Between nodes gradients travel as numbers of the format `wire`.
+
+        Raises InputError on a GPU, and where the node has too little shared memory.
+        """
         super().__init__(store, comm, node)
-        slot = self._open([1] * self.node.size, self.nodes)[0, : store.size + TAIL]
+        slot = self._open([1] * self.node.size, self.nodes + self.node.size)[0, : store.size + TAIL]
+        self._of_nodes, self._overflow = self.tails[: self.nodes], self.tails[self.nodes :, 0]
+        self._overflow[self.node.rank] = 0
+        self.wire = Wire(self.across, self.owned.stop - self.owned.start, wire)
         slot[...] = store.merged
         self._settle(slot)
         self._gradients = self.rows[:, : store.size]  # of the ranks
@@ -43,8 +52,11 @@ class Window(OnNode):
         tails = self._tails
         if self.nodes > 1:
             self._sum_across()
-            tails = self.tails
-        return Totals.of(np.add.reduce(tails, axis=0, out=self._tail))
+            tails = self._of_nodes
+        tail = np.add.reduce(tails, axis=0, out=self._tail)
+        if self.wire.narrow:
+            tail[BAD] += self._overflow.sum()
+        return Totals.of(tail)
 
     def norm(self) -> float:
         """From the squares of all slices of the node. Those of other nodes are the same, but for processors that round
@@ -58,7 +70,7 @@ class Window(OnNode):
         return math.sqrt(self.window.total(squares))
 
     def _forget(self) -> None:
-        del self._gradients, self._tails
+        del self._gradients, self._tails, self._of_nodes, self._overflow
 
     def _sum_slots(self) -> None:
         """My slice of the sum, in slot 0: no other rank reads or writes it there before the next step."""
@@ -68,7 +80,12 @@ class Window(OnNode):
     def _sum_across(self) -> None:
         """Sum my slice over the nodes; the first rank also fetches the nodes' tails, for all to sum in one order."""
         self._sum_slots()
-        self.across.sum(self.rows[0, self.owned])
+        mine = self.rows[0, self.owned]
+        self.wire.sum(mine)
+        if self.wire.narrow:  # what was too large for the format is so on all nodes
+            flag = self._overflow[self.node.rank :][:1]
+            flag[:] = 0
+            self.store.device.kernels.check(mine, flag)
         if self.node.rank == 0:
-            self.tails[:] = self.across.gather(np.add.reduce(self._tails, axis=0, out=self._tail))
+            self._of_nodes[:] = self.across.gather(np.add.reduce(self._tails, axis=0, out=self._tail))
         self.window.meet()

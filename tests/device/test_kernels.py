@@ -237,3 +237,26 @@ def test_products(biased, add, rows, inputs, outputs, seed):
     np.testing.assert_allclose(*both("input_gradient", dy, W, np.empty_like(x), out=2), **close)
     for out in (2, 3) if biased else (2,):
         np.testing.assert_allclose(*both("weight_gradient", x, dy, dW, db, add, out=out), **close)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@given(WIDTH, SEED, st.integers(-20, 20))
+def test_numbers_of_16_bits(precision, width, seed, exponent):
+    a = normal(width, seed=seed) * np.float32(2.0**exponent)
+    a[:: max(1, width // 5)] = [np.nan, np.inf, -np.inf, -0.0, 65519.9][seed % 5]
+    ours, theirs = both("pack", a, np.empty(width, np.uint16), precision, out=1)
+    numbers = both("unpack", ours, np.empty(width, np.float32), precision, out=1)
+    np.testing.assert_array_equal(*numbers)
+    np.testing.assert_array_equal(numbers[0], both("narrow", a, np.empty_like(a), precision, out=1)[0])
+    np.testing.assert_array_equal(ours[np.isfinite(a)], theirs[np.isfinite(a)])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_every_number_of_16_bits_comes_back(precision):
+    packed = np.arange(2**16, dtype=np.uint16)
+    wide, again = both("unpack", packed, np.empty(2**16, np.float32), precision, out=1)
+    np.testing.assert_array_equal(wide, again)
+    back, _ = both("pack", wide, np.empty(2**16, np.uint16), precision, out=1)
+    there = ~np.isnan(wide)
+    np.testing.assert_array_equal(back[there], packed[there])
+    assert np.isnan(both("unpack", back, wide, precision, out=1)[0][~there]).all()

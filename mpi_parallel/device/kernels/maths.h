@@ -54,6 +54,40 @@ FN float mp_float16(float a)
     return size >= 65520.0f ? large : finite;
 }
 
+/* The 16 bits of a number in bfloat16 or float16, to its nearest, and back; NaN stays NaN */
+FN unsigned short mp_pack_bfloat16(float a)
+{
+    mp_bits u;
+    u.number = mp_bfloat16(a);
+    return (unsigned short)(u.bits >> 16 | (a != a ? 0x40u : 0u));
+}
+
+FN float mp_unpack_bfloat16(unsigned short a)
+{
+    mp_bits u;
+    u.bits = (unsigned)a << 16;
+    return u.number;
+}
+
+FN unsigned short mp_pack_float16(float a)
+{
+    mp_bits u, size;
+    u.number = a;
+    size.number = fabsf(mp_float16(a));
+    unsigned small = (unsigned)(int)(size.bits < 0x38800000u ? size.number * 16777216.0f : 0.0f);
+    unsigned large = size.bits >= 0x7F800000u ? 0x7C00u | (a != a ? 0x200u : 0u) : (size.bits - 0x38000000u) >> 13;
+    return (unsigned short)((u.bits >> 16 & 0x8000u) | (size.bits < 0x38800000u ? small : large));
+}
+
+FN float mp_unpack_float16(unsigned short a)
+{
+    mp_bits u;
+    unsigned size = a & 0x7FFFu;
+    u.bits = size >= 0x7C00u ? (size << 13) + 0x70000000u : (size << 13) + 0x38000000u;
+    float small = (float)(int)size * 5.9604644775390625e-08f, number = size < 0x400u ? small : u.number;
+    return a & 0x8000u ? -number : number;
+}
+
 /* Chris Wellons' lowbias32, as in device/hashing.py */
 FN unsigned mp_mix(unsigned x)
 {

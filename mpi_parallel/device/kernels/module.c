@@ -166,16 +166,20 @@ FUNCTION(column_sums)
     RUN(column_sums(DATA(a), DATA(sums), a->shape[0], a->shape[1], (int)add));
 }
 
-#define NARROW_CALL(NAME)                                                                                              \
+#define CONVERT_CALL(NAME)                                                                                              \
     FUNCTION(NAME)                                                                                                     \
     {                                                                                                                  \
         TAKES(2);                                                                                                      \
         ARRAY(a, 0); ARRAY(out, 1);                                                                                    \
         RUN(NAME(DATA(a), DATA(out), elements(a)));                                                                    \
     }
-NARROW_CALL(to_bfloat16)
-NARROW_CALL(to_float16)
-NARROW_CALL(to_tf32)
+CONVERT_CALL(to_bfloat16)
+CONVERT_CALL(to_float16)
+CONVERT_CALL(to_tf32)
+CONVERT_CALL(pack_bfloat16)
+CONVERT_CALL(pack_float16)
+CONVERT_CALL(unpack_bfloat16)
+CONVERT_CALL(unpack_float16)
 
 FUNCTION(dropout)
 {
@@ -260,7 +264,8 @@ FUNCTION(instruction_set)
 static PyMethodDef methods[] = {
     LISTED(gather_u8), LISTED(gather_u16), LISTED(gather_f32), LISTED(pick), LISTED(permute), LISTED(set_sgemm),
     LISTED(linear), LISTED(input_gradient), LISTED(weight_gradient), LISTED(bias), LISTED(relu_gradient),
-    LISTED(column_sums), LISTED(to_bfloat16), LISTED(to_float16), LISTED(to_tf32), LISTED(dropout),
+    LISTED(column_sums), LISTED(to_bfloat16), LISTED(to_float16), LISTED(to_tf32), LISTED(pack_bfloat16), LISTED(pack_float16),
+    LISTED(unpack_bfloat16), LISTED(unpack_float16), LISTED(dropout),
     LISTED(cross_entropy), LISTED(check), LISTED(sum_slots), LISTED(sgd), LISTED(momentum), LISTED(adam), LISTED(meet),
     LISTED(address), LISTED(instruction_set), {NULL, NULL, 0, NULL},
 };
@@ -275,6 +280,6 @@ PyMODINIT_FUNC PyInit__kernels(void)
     Py_DECREF(numpy);
     PyObject *module = array_type ? PyModule_Create(&definition) : NULL;
     /* Raised whenever what a function takes or does changes: a library that was built before is not to be trusted. */
-    if (module && PyModule_AddIntConstant(module, "VERSION", 1) < 0) Py_CLEAR(module);
+    if (module && PyModule_AddIntConstant(module, "VERSION", 2) < 0) Py_CLEAR(module);
     return module;
 }

@@ -151,6 +151,26 @@ NARROW(bfloat16)
 NARROW(float16)
 NARROW(tf32)
 
+/* --- numbers of 16 bits, for messages --- */
+
+#define PACK(FORMAT)                                                                                                   \
+    VECTORS static void pack_##FORMAT##_part(const float *restrict a, uint16_t *restrict out, long begin, long end)    \
+    {                                                                                                                  \
+        _Pragma("omp simd") for (long i = begin; i < end; ++i) out[i] = mp_pack_##FORMAT(a[i]);                        \
+    }                                                                                                                  \
+    VECTORS static void unpack_##FORMAT##_part(const uint16_t *restrict a, float *restrict out, long begin, long end)  \
+    {                                                                                                                  \
+        _Pragma("omp simd") for (long i = begin; i < end; ++i) out[i] = mp_unpack_##FORMAT(a[i]);                      \
+    }                                                                                                                  \
+    void pack_##FORMAT(const float *a, uint16_t *out, long n) { SHARE(n, 1, pack_##FORMAT##_part(a, out, begin, end)); } \
+    void unpack_##FORMAT(const uint16_t *a, float *out, long n)                                                        \
+    {                                                                                                                  \
+        SHARE(n, 1, unpack_##FORMAT##_part(a, out, begin, end));                                                       \
+    }
+
+PACK(bfloat16)
+PACK(float16)
+
 /* --- dropout --- */
 
 VECTORS static void dropout_part(const float *restrict x, const uint32_t *restrict keys, float *restrict y, long begin, long end,
