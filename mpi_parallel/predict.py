@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mpi_parallel.data_parallel.folder import PictureSplit
 from mpi_parallel.data_parallel.writing import Layout, OneFile
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
@@ -107,6 +108,9 @@ def _describe(applied: Applied, path: Path, world: Communicator) -> None:
         file.attrs.update(facts)
         if applied.classes:
             file.attrs["classes"] = applied.classes
+        if isinstance(applied.split, PictureSplit):
+            names = [str(name.relative_to(applied.split.path)) for name in applied.split.files]
+            file.create_dataset("file", data=names, dtype=h5py.string_dtype())
 
 
 if __name__ == "__main__":

@@ -159,3 +159,7 @@ def test_a_checkpoint_that_is_none(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             evaluate.main(Communicator(MPI.COMM_SELF), ["--checkpoint", str(path), "--data", str(data)])
+
+
+def test_a_folder_is_not_evaluated(tmp_path):
+    refused(tmp_path, "is a folder: convert it first", tmp_path)

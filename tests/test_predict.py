@@ -4,11 +4,13 @@ import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
+from PIL import Image
 
 from mpi_parallel import predict
 from mpi_parallel.data_parallel import loader
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
+from mpi_parallel.training import applied
 from tests.samples import images_and_labels, write_image_set
 from tests.trained import NAMES, logits_of, some_network, write_network
 
@@ -64,6 +66,32 @@ def test_a_file_with_splits_gives_its_test_rows_unless_told(tmp_path):
 def test_images_by_their_path(tmp_path):
     data = write_unlabelled(tmp_path / "rows.h5", 40, "entry/data")
     assert len(predicted(tmp_path, MPI.COMM_SELF, data, "--images", "/entry/data")[0]) == 40
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_folder_of_pictures(shared_path, monkeypatch):
+    """Made grey and as large as the network wants them; `file` has their names."""
+    monkeypatch.setattr(applied, "EVALUATION_ROWS", 4)
+    monkeypatch.setattr(loader, "EVALUATION_ROWS", 4)
+    images, folder = images_and_labels(11)[0], shared_path / "pictures"
+    if MPI.COMM_WORLD.rank == 0:
+        (folder / "more").mkdir(parents=True)
+        for number, image in enumerate(images):
+            picture = Image.fromarray(image)
+            picture = picture.resize((8, 6), Image.Resampling.NEAREST) if number % 2 else picture.convert("RGB")
+            picture.save((folder / "more" if number > 8 else folder) / f"{number:02}.png")
+        (folder / "notes.txt").write_text("no picture")
+    _, label, _, _ = predicted(shared_path, MPI.COMM_WORLD, folder)
+    with h5py.File(shared_path / "out.h5") as file:
+        assert file["file"].asstr()[:].tolist() == [f"{n:02}.png" for n in range(9)] + ["more/09.png", "more/10.png"]
+    assert (label[::2] == logits_of(some_network(), images[::2]).argmax(axis=1)).all()
+
+
+def test_a_folder_without_pictures_and_one_with_a_broken_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path, "there are no pictures", tmp_path / "folder")
+    (tmp_path / "folder" / "a.png").write_bytes(b"nonsense")
+    refused(tmp_path, r"a\.png cannot be decoded: .*; move it out of the folder", tmp_path / "folder")
 
 
 def refused(tmp_path, message, data, to=None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from mpi_parallel.config import DataOptions
 from mpi_parallel.data_parallel.dataset import Selection, open_images, open_labelled
+from mpi_parallel.data_parallel.folder import PictureSplit, open_folder
 from mpi_parallel.data_parallel.inference import logits_of
-from mpi_parallel.data_parallel.loader import evaluation_part, evaluation_rows
+from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Rows, evaluation_part, evaluation_rows
 from mpi_parallel.data_parallel.memory import budget_of
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.split import Split
@@ -34,7 +36,7 @@ class ApplyOptions:
         ..., "a run's folder (its best checkpoint, else the newest), a checkpoint, or weights of another program: "
         ".safetensors, .weights.h5 or .keras", name="C",
     )  # fmt: skip
-    data: str = option(..., "HDF5 file of images", name="FILE.h5")
+    data: str = option(..., "HDF5 file of images; for predict also a folder of pictures", name="FILE.h5")
     images: str | None = option(None, "path of the images in a file of another layout", name="/PATH")
     allow_external: bool = option(
         False, "read also what the file takes from other files, and believe the sizes that it declares"
@@ -56,31 +58,47 @@ class Applied:
         """Load, open and compare. Raises InputError where they do not fit one another."""
         node = world.node()
         self.trained, checkpoint = load(options.checkpoint)
+        if labelled and Path(options.data).is_dir():
+            raise InputError(f"--data {options.data} is a folder: convert it first, so that its classes are known")
         settle_threads(options.threads, node)
         device = open_device(options.device, node.rank)
         source = _source(options, labels, checkpoint)
         seed = checkpoint.config["batch"]["seed"] if checkpoint else 0
-        chosen = open_labelled(source, split or "test", seed, world) if labelled else open_images(source, split)
+        if Path(options.data).is_dir():
+            chosen = open_folder(Path(options.data), self.trained.image_shape)
+        elif labelled:
+            chosen = open_labelled(source, split or "test", seed, world)
+        else:
+            chosen = open_images(source, split)
         check(self.trained, chosen, options)
         self.split: Split = replace(chosen.split, classes=self.trained.widths[-1])
         self.classes = self.trained.classes or chosen.classes
         self.part = evaluation_part(self.split, world)
-        rows = evaluation_rows(
-            self.split, _scaler(self.trained, chosen, options), world, device, budget_of(source, node, device)
-        )
-        assert rows is not None
-        self.rows, self.model = rows, network(self.trained, device)
+        self.scaler, self.model = _scaler(self.trained, chosen, options), network(self.trained, device)
+        self._rows: Rows | None = None
+        if not isinstance(self.split, PictureSplit):
+            self._rows = evaluation_rows(self.split, self.scaler, world, device, budget_of(source, node, device))
         node.free()
 
     def logits(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.int32]]]:
         """(places in the split (B,), logits (B, classes), labels (B,)), block by block."""
-        for places, z, t in logits_of(self.model, self.rows):
-            if not np.isfinite(z).all():
-                raise InputError(
-                    f"{self.split.path}: the network gives logits that are not finite: its training went bad"
-                )
-            yield self.part.start + places, z, t
-        self.rows.close()
+        for rows, start in self._portions():
+            for places, z, t in logits_of(self.model, rows):
+                if not np.isfinite(z).all():
+                    raise InputError(
+                        f"{self.split.path}: the network gives logits that are not finite: its training went bad"
+                    )
+                yield start + places, z, t
+            rows.close()
+
+    def _portions(self) -> Iterator[tuple[Rows, int]]:
+        """Rows and the place in the split where they begin: this rank's part, of pictures block by block."""
+        if self._rows is not None:
+            yield self._rows, self.part.start
+            return
+        for start in range(self.part.start, self.part.stop, EVALUATION_ROWS):
+            block = range(start, min(start + EVALUATION_ROWS, self.part.stop))
+            yield Rows(*self.split.read(block), self.scaler, self.model.store.device), start
 
 
 def check(trained: Trained, chosen: Selection, options: ApplyOptions) -> None:

@@ -27,10 +27,9 @@ class PictureSource:
     names: tuple[str, ...] = ()
 
     def __init__(self, path: Path, options: SourceOptions, split: str | None = None) -> None:
-        _pillow()
+        self._decoder = Decoder(options.greyscale, _size(options.size))
         self.path, self.split = path, split
         self._files = _listed(path)
-        self._grey, self._size = options.greyscale, _size(options.size)
         self._mode, self.shape = self._first()
         self.units: int | None = -(-len(self._files) // A_UNIT)
 
@@ -47,8 +46,8 @@ class PictureSource:
         """The kind and shape of the first picture that can be read, which all others have to have."""
         for file in self._files:
             try:
-                pixels, mode = self._decode(file)
-            except _Undecodable:
+                pixels, mode = self._decoder.decode(file)
+            except Undecodable:
                 continue
             return mode, pixels.shape
         raise InputError(f"{self.path}: none of its {len(self._files)} pictures can be read")
@@ -57,8 +56,8 @@ class PictureSource:
         images, labels, rows, bad = [], [], [], []
         for row, file in enumerate(files):
             try:
-                pixels, _ = self._decode(file, self._mode)
-            except _Undecodable as error:
+                pixels, _ = self._decoder.decode(file, self._mode)
+            except Undecodable as error:
                 bad.append((row, str(error)))
                 continue
             if pixels.shape != self.shape:
@@ -72,8 +71,20 @@ class PictureSource:
         stack = np.stack(images) if images else np.empty((0, *self.shape), np.uint8)
         return Piece(stack, np.array(labels, object), np.array(rows, np.int64), len(files), bad)
 
-    def _decode(self, file: Path, mode: str | None = None) -> tuple[NDArray[Any], str]:
-        """Pixels (H, W) or (H, W, 3), of the mode that is asked for or else of the picture's own; and the mode."""
+
+class Decoder:
+    """Reads pictures, makes them grey where that is asked for and resizes them to `size` (height, width)."""
+
+    def __init__(self, grey: bool, size: tuple[int, int] | None) -> None:
+        """Raises InputError where Pillow is not installed."""
+        _pillow()
+        self._grey, self._size = grey, size
+
+    def decode(self, file: Path, mode: str | None = None) -> tuple[NDArray[Any], str]:
+        """Pixels (H, W) or (H, W, 3), of the mode that is asked for or else of the picture's own; and the mode.
+
+        Raises Undecodable for a file that is none, InputError for one of another mode.
+        """
         from PIL import Image
 
         try:
@@ -81,13 +92,13 @@ class PictureSource:
                 warnings.simplefilter("ignore")  # of its size: that is looked at here
                 with Image.open(file) as picture:
                     if picture.width * picture.height > MOST_PIXELS:
-                        raise _Undecodable(f"promises {picture.width} x {picture.height} pixels")
+                        raise Undecodable(f"promises {picture.width} x {picture.height} pixels")
                     mode = self._common(picture.mode, mode, file)
                     return self._pixels(picture, mode), mode
         except InputError:
             raise
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise _Undecodable(f"cannot be decoded: {error}") from error
+            raise Undecodable(f"cannot be decoded: {error}") from error
 
     def _common(self, own: str, wanted: str | None, file: Path) -> str:
         kind = "I;16" if own in DEEP else "F" if own == "F" else "L" if own in ("1", "L", "LA") else "RGB"
@@ -95,9 +106,7 @@ class PictureSource:
             kind = "L" if kind == "RGB" else kind
         if wanted in (None, kind) or (wanted, kind) == ("RGB", "L"):
             return wanted or kind
-        raise InputError(
-            f"{file} is {kind}, but the first picture of {self.path} is {wanted}; --greyscale makes them alike"
-        )
+        raise InputError(f"{file} is {kind}, but the first picture is {wanted}; --greyscale makes them alike")
 
     def _pixels(self, picture: Any, mode: str) -> NDArray[Any]:
         if mode in ("L", "RGB"):
@@ -110,7 +119,7 @@ class PictureSource:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-class _Undecodable(Exception):
+class Undecodable(Exception):
     """A picture cannot be had; the message says why."""
 
 
