@@ -111,10 +111,23 @@ class OptimizerOptions:
 class ParallelOptions:
     """how the ranks work together"""
 
+    layout: str = option(
+        "given",
+        "given takes --tensor and --pipe; auto proposes them, from the network's size, the memory of a rank and the "
+        "measured speed of products and messages, and says why",
+        choices=("given", "auto"),
+    )
+    rank_memory: str | None = option(
+        None,
+        "memory of a rank, the program's own included: a run whose forecast is above it is refused; by default what "
+        "the node has available, shared by its ranks, or ulimit -v",
+        check=memory_size,
+        name="SIZE",
+    )
     tensor: int = option(1, "cut every layer into so many slices, a rank each", check=at_least(1), name="SLICES")
     pipe: int = option(
-        1, "put the layers on so many stages, a rank each; the ranks that are left divide the data", check=at_least(1),
-        name="STAGES",
+        1, "put the layers on so many stages, a rank each; the ranks that are left divide the data. Stages share a "
+        "layer where that is faster, but with --reproducible", check=at_least(1), name="STAGES",
     )  # fmt: skip
     pipe_schedule: str = option(
         "1f1b",
@@ -253,6 +266,11 @@ class TrainConfig:
             raise InputError("--resume auto goes on in the folder of the run: name it with --out")
         if self.run.survive:
             self._check_survival()
+        if self.parallel.layout == "auto" and (self.parallel.tensor > 1 or self.parallel.pipe > 1):
+            raise InputError(
+                f"--layout auto proposes the grid itself, but --tensor {self.parallel.tensor} and --pipe "
+                f"{self.parallel.pipe} ask for one: leave out one or the other"
+            )
         if not os.fspath(self.data.data):
             raise InputError("--data is empty: name an HDF5 file")
 

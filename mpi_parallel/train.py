@@ -24,6 +24,7 @@ from mpi_parallel.training.fit import Run, fit
 from mpi_parallel.training.identity import identity_of
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.log import RunFolder
+from mpi_parallel.training.planning import settle_layout
 from mpi_parallel.training.resume import resume
 from mpi_parallel.training.saver import open_saver
 from mpi_parallel.training.start import start
@@ -54,13 +55,15 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     node = world.node()
     threads = settle_threads(config.threads, node)
     device = open_device(config.device.device, node.rank, config.device.precision, measure=config.groups is None)
-    grid = ProcessGrid(world.on(device), config.parallel.pipe, config.parallel.tensor)
+    PULSE.enter("settling the layout")
+    data = open_image_set(config.data, batch.seed, world)
+    layout = settle_layout(config, data, world.on(device), node)
+    grid = ProcessGrid(world.on(device), *layout.grid[1:])
     comm, clock = grid.data, Clock()
     trace = open_trace(config.run.trace, config.run.trace_steps, clock, world, grid)
 
     clock.enter("data", "read data")
     PULSE.enter("reading the data")
-    data = open_image_set(config.data, batch.seed, comm)
     budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
     peers = grid.model if grid.model.size > 1 else None
     training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment, peers, config.groups)
@@ -88,7 +91,7 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     legacy.watch(run)
     facts = identity_of(run, grid, threads)
     run.saver = open_saver(run, facts)
-    announce(run, grid, threads, data, choice)
+    announce(run, grid, threads, data, choice, layout)
     if not legacy.hand_to(run):
         start(run)
         resume(run, facts)

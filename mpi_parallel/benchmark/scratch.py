@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
+from mpi_parallel.data_parallel.memory import resident
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
@@ -46,9 +47,7 @@ def memory_watched() -> Iterator[list[int]]:
 
     def watch() -> None:
         while True:
-            text = Path("/proc/self/smaps_rollup").read_text()
-            size = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
-            most[0] = max(most[0], size)
+            most[0] = max(most[0], resident())
             if done.wait(PERIOD):
                 return
 

@@ -62,6 +62,12 @@ def available(
     return free
 
 
+def resident() -> int:
+    """Bytes that this process has in memory; what several processes share counts in parts (proportional set size)."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
+
+
 def _left(root: Path, group: str, limit: str, used: str) -> int:
     """What the group and those that it is in leave; a lot where they set no limit."""
     folder, least = root / group.lstrip("/"), 2**62

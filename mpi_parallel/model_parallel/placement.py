@@ -153,6 +153,12 @@ def layer_costs(widths: Sequence[int]) -> list[int]:
     return [(3 if number else 2) * i * o + OVERHEAD for number, (i, o) in enumerate(pairwise(widths))]
 
 
+def stage_costs(widths: Sequence[int], stages: Sequence[Sequence[Share]]) -> list[float]:
+    """The layers' costs of each stage; of one that is shared, its part."""
+    costs = layer_costs(widths)
+    return [sum(costs[share.number] * (share.stop - share.start) / UNITS for share in stage) for stage in stages]
+
+
 def _candidates(widths: Sequence[int], slices: int, whole: bool) -> list[int]:
     """Where a stage may end, in units from the start of the network: between layers, or within one."""
     ends = [0]

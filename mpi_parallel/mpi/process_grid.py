@@ -6,6 +6,14 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
 
+def divided(ranks: int, pipe: int, tensor: int) -> int:
+    """How many data ranks pipe x tensor leave over. Raises InputError when they do not divide."""
+    data, left = divmod(ranks, pipe * tensor)
+    if left or not data:
+        raise InputError(f"{ranks} ranks do not divide into {pipe} stages (--pipe) x {tensor} slices (--tensor)")
+    return data
+
+
 class ProcessGrid:
     """Ranks in a grid.
 
@@ -15,11 +23,7 @@ class ProcessGrid:
 
     def __init__(self, world: Communicator, pipe: int = 1, tensor: int = 1) -> None:
         """The ranks that pipe x tensor leave over are data. Raises InputError when they do not divide."""
-        data, left = divmod(world.size, pipe * tensor)
-        if left or not data:
-            raise InputError(
-                f"{world.size} ranks do not divide into {pipe} stages (--pipe) x {tensor} slices (--tensor)"
-            )
+        data = divided(world.size, pipe, tensor)
         self.shape = {"data": data, "pipe": pipe, "tensor": tensor}
         # Row by row: rank 0 of the job is rank 0 of the grid, and neighbours on a node share the last axes. Split, as
         # Open MPI warns that its Cartesian topologies may not bear the death of a rank.

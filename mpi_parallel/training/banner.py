@@ -25,6 +25,7 @@ from mpi_parallel.training.log import logger
 
 if TYPE_CHECKING:
     from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.planning import Layout
 
 
 def versions() -> dict[str, str]:
@@ -65,7 +66,7 @@ def precision_line(precision: str, device: Device) -> str:
     return f"{precision} in matrix products{rounded}; weights and sums in float32"
 
 
-def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: Choice) -> None:
+def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: Choice, plan: Layout) -> None:
     """Show the banner and write the start event."""
     config, training, device = run.config, run.training, run.engine.store.device
     widths = run.engine.model.widths
@@ -81,6 +82,8 @@ def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: 
         "parameters": parameter_count(widths),
         "groups": config.groups,  # with what follows, what the bits of a reproducible run depend on
         "arithmetic": device.describe(),
+        "memory_forecast": plan.need.total,  # bytes of a rank beside the program, and the program's own
+        "memory_program": plan.program,
     }
     run.folder.event(
         "start", ranks=run.comm.size, grid=grid.shape, hosts=list(dict.fromkeys(hosts)), **facts, **sizes,
@@ -100,7 +103,8 @@ def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: 
         f"held        {training.holding}, {training.told()}",
         f"network     {' - '.join(map(str, widths))}: {facts['parameters']:,} parameters",
         f"precision   {precision_line(config.device.precision, device)}",
-        f"layout      {layout}",
+        f"layout      {layout}" + (f": {plan.why}" if plan.why else ""),
+        f"memory      {plan.told}",
         f"merged by   {choice}",
     ):
         logger.info(line)

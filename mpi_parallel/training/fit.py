@@ -11,6 +11,7 @@ import numpy as np
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.dataset import ImageSet
 from mpi_parallel.data_parallel.loader import Batch, Rows, TrainingRows
+from mpi_parallel.data_parallel.memory import resident
 from mpi_parallel.device.clock import PHASES, process_seconds
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.pulse import PULSE
@@ -247,7 +248,7 @@ def _end(run: Run, reason: str) -> int:
     run.folder.event(
         "end", step=run.step, epochs=run.epochs, reason=reason, seconds=seconds,
         test_loss=tested.loss if tested else None, test_accuracy=tested.accuracy if tested else None,
-        weights_sha256=digest,
+        weights_sha256=digest, memory=run.comm.gather(np.array([resident()]))[:, 0].tolist(),
     )  # fmt: skip
     result = f"  test loss {tested.loss:.4f}  test accuracy {tested.accuracy:.4f}" if tested else ""
     logger.info(f"{reason} after {run.step} steps, {duration(seconds)}{result}")
