@@ -22,7 +22,7 @@ from mpi_parallel.device import Device
 from mpi_parallel.model_parallel.pipeline import PER_STAGE
 from mpi_parallel.model_parallel.placement import cuts_of, place, stage_costs
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.mpi.process_grid import AXES, divided
+from mpi_parallel.mpi.process_grid import divided
 from mpi_parallel.nn.mlp import parameter_count
 from mpi_parallel.options import InputError, bytes_of
 from mpi_parallel.training.forecast import Forecast, Grid, Sizes, forecast, limit_of
@@ -204,7 +204,7 @@ def _proposed(
 
 def _words(grid: Grid) -> str:
     """data 1 x pipe 2 x tensor 1."""
-    return " x ".join(f"{name} {size}" for name, size in zip(AXES, grid, strict=True))
+    return " x ".join(f"{name} {size}" for name, size in zip(("data", "pipe", "tensor"), grid, strict=True))
 
 
 def _timed(call: Callable[[], None], world: Communicator) -> float:
