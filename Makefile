@@ -12,7 +12,7 @@ READY := .venv/ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env train data test test-slurm lint types gpu-check clean
+.PHONY: help env train data test test-slurm lint types docs gpu-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | sed 's/%/3/' | \
@@ -49,6 +49,10 @@ lint: $(READY) ## ruff, the format, and who may import whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
+
+docs: $(READY) ## the documentation as a site, in build/site
+	$(BIN)/python -c 'import mkdocs' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --quiet
 
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy

@@ -20,8 +20,11 @@ def accounts(run: Record) -> Any:
     if not tables:
         raise InputError(f"{run.name}: no epoch has told where its time went, rank by rank")
     phases = list(tables[0])
-    seconds = np.sum([[table[phase] for phase in phases] for table in tables], axis=0)  # (phases, ranks)
-    ranks = seconds.shape[1]
+    ranks = max(len(table[phases[0]]) for table in tables)
+    seconds = np.zeros((len(phases), ranks))
+    for table in tables:  # of which those behind a restart may be of fewer ranks, or of more
+        for row, phase in zip(seconds, phases, strict=True):
+            row[: len(table[phase])] += table[phase]
     with style.figure(9, 1.6 + 0.32 * min(ranks, MOST_NAMES)) as picture:
         axes = picture.subplots()
         left = np.zeros(ranks)

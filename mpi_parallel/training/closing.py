@@ -39,6 +39,8 @@ def leave(run: Run, reason: str, observer: Observer | None) -> None:
         _report(folder)
     if run.config.run.tensorboard:
         logger.info(f"curves      tensorboard --logdir {folder}")
+    if reason in WELL:
+        logger.info(f"use it with python -m mpi_parallel.predict --checkpoint {folder} --data FILE.h5 --to OUT.h5")
     if reason in ASKED:
         command = f"mpirun -n {run.comm.size} python -m mpi_parallel.train --config {folder / 'config.toml'}"
         logger.info(f"go on with  {command} --out {folder} --resume auto")

@@ -87,6 +87,13 @@ def test_accounts_name_the_slowest_rank(run):
         assert word in told
 
 
+def test_accounts_of_a_run_that_went_on_with_fewer_ranks(run):
+    record = run(ranks=3)
+    table = record.epochs[-1]["seconds_by_rank"]
+    table.update({phase: seconds[:1] for phase, seconds in table.items()})
+    assert "rank 2" in words(accounts(record))
+
+
 def test_the_pipeline_has_numbers_in_its_boxes(run):
     told = words(pipeline(run(ranks=2, pipe=2)))
     for word in ("stage 0", "stage 1", "1f1b, 2 micro-batches on 2 stages", "forward", "backward", "waiting"):
