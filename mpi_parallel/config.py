@@ -135,7 +135,9 @@ class ParallelOptions:
         choices=("gpipe", "1f1b"),
     )
     merge: str = option(
-        "auto", "how the ranks' gradients become one", choices=("auto", "flat", "buckets", "window", "sharded", "exact")
+        "auto",
+        "how the ranks' gradients become one; nccl, pinned and aware are for GPUs",
+        choices=("auto", "flat", "buckets", "window", "sharded", "exact", "nccl", "pinned", "aware"),
     )
     reproducible: bool = option(
         False, "the same weights, bit for bit, on any number of ranks, by --merge exact, window or sharded"

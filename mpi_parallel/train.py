@@ -59,7 +59,7 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     data = open_image_set(config.data, batch.seed, world)
     layout = settle_layout(config, data, world.on(device), node)
     grid = ProcessGrid(world.on(device), *layout.grid[1:])
-    comm, clock = grid.data, Clock()
+    comm, clock = grid.data.on_host(), Clock()  # of what is read and counted
     trace = open_trace(config.run.trace, config.run.trace_steps, clock, world, grid)
 
     clock.enter("data", "read data")
@@ -80,7 +80,7 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
         model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None, clock
     )
     update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
-    choice = open_merger(config.merge, model.store, comm, update, config.groups, config.parallel.wire)
+    choice = open_merger(config.merge, model.store, grid.data, update, config.groups, config.parallel.wire)
     merger, optimizer = over_grid(choice.merger, grid), update(model.store)
 
     if choice.seconds:

@@ -106,7 +106,7 @@ def assemble(
     """Everything up to the first step."""
     device, everyone = device or Host(), comm
     grid = grid_of(comm.comm.py2f(), pipe, tensor)
-    comm = grid.data.on(device)
+    comm = grid.data
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
     training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups)
     held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]
@@ -115,6 +115,6 @@ def assemble(
     engine = open_engine(model, training.rows, micro_batch, schedule, groups is not None)
     update = partial(RULES[optimizer], weight_decay=weight_decay)
     merger = over_grid(
-        open_merger(merge or ("exact" if groups else "flat"), model.store, comm, update, groups, wire).merger, grid
+        open_merger(merge or ("exact" if groups else "flat"), model.store, comm.on(device), update, groups, wire).merger, grid
     )
     return Assembly(everyone, training, *held_out, model, engine, merger, update(model.store), batch_size, grid)

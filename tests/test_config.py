@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, reject
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from mpi_parallel import options
@@ -201,6 +201,7 @@ VALUES = st.recursive(
 
 
 class TestRoundTrip:
+    @settings(suppress_health_check=[HealthCheck.filter_too_much])  # many options do not go together
     @given(VALID)
     def test_any_configuration_that_is_written_reads_as_itself(self, tmp_path_factory, groups):
         try:

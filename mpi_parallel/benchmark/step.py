@@ -19,6 +19,7 @@ from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import at_least, option, parse
+from mpi_parallel.result_merging.accelerator import ACCELERATED
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.buckets import Buckets
 from mpi_parallel.result_merging.merger import Merger
@@ -49,7 +50,7 @@ class NetworkOptions:
 class MergeOption:
     """how the ranks work together"""
 
-    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", *MERGERS))
+    merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", *MERGERS, *ACCELERATED))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mpi_parallel.device import nccl
 from mpi_parallel.device.cublaslt import WORKSPACE, CublasLt, LtError, load
 from mpi_parallel.device.cuda_choice import choose, driver_complaint, import_cupy
 from mpi_parallel.device.cuda_products import CudaProducts
-from mpi_parallel.device.interface import Array, Kernels
+from mpi_parallel.device.interface import Array, Collectives, Kernels
 
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
 WARM, TIMED = 2, 5  # launches of a product that is measured
@@ -111,6 +112,25 @@ class Cuda:
         event.record(self.stream)
         wait: Callable[[], None] = event.synchronize
         return wait
+
+    def register(self, memory: NDArray[Any]) -> Callable[[], None]:
+        runtime, address = self.xp.cuda.runtime, memory.ctypes.data
+        runtime.hostRegister(address, memory.nbytes, 0)
+
+        def unregister() -> None:
+            runtime.hostUnregister(address)
+
+        return unregister
+
+    def chip(self) -> str:
+        bus: str = self.xp.cuda.runtime.deviceGetPCIBusId(self.number)
+        return bus
+
+    def no_collectives(self) -> str | None:
+        return nccl.complaint()
+
+    def collectives(self, size: int, rank: int, agree: Callable[[bytes], bytes]) -> Collectives:
+        return nccl.Nccl(self.xp, size, rank, agree)
 
     def describe(self) -> str:
         name = self.runtime.getDeviceProperties(self.number)["name"].decode()

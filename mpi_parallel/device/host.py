@@ -13,7 +13,7 @@ import threadpoolctl
 from numpy.typing import DTypeLike, NDArray
 
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.interface import Kernels
+from mpi_parallel.device.interface import Collectives, Kernels
 from mpi_parallel.device.openmp import OpenMP
 
 # OpenBLAS' kernels for older CPUs, by the instructions that they leave unused; those of AVX2 are of no use to AVX-512.
@@ -65,6 +65,18 @@ class Host:
 
     def mark(self) -> Callable[[], None]:
         return self.synchronize
+
+    def register(self, memory: NDArray[Any]) -> Callable[[], None]:
+        return self.synchronize
+
+    def chip(self) -> str:
+        return "cpu"
+
+    def no_collectives(self) -> str | None:
+        return "the device is cpu"
+
+    def collectives(self, size: int, rank: int, agree: Callable[[bytes], bytes]) -> Collectives:
+        raise NotImplementedError
 
     def describe(self) -> str:
         return f"cpu, {blas()}; {self.kernels.name}"

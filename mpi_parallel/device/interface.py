@@ -124,6 +124,19 @@ class Kernels(Protocol):
     def trust(self, w: Array, r: Array, squares_2: Array, pace: Pace | Array) -> None: ...
 
 
+class Collectives(Protocol):
+    """Sums over the ranks, each on a chip of its own, as work of the devices: begun in order, and to be captured."""
+
+    def sum(self, array: Array) -> None:
+        """Replace the array by its sum over the ranks."""
+
+    def sum_shares(self, array: Array, mine: Array) -> None:
+        """Of size equal shares of the array this rank gets the sum of its own."""
+
+    def gather_shares(self, array: Array) -> None:
+        """Of size equal shares of the array all ranks get what each has in its own."""
+
+
 class Device(Protocol):
     """Where arrays live and who computes with them."""
 
@@ -170,6 +183,18 @@ class Device(Protocol):
 
     def mark(self) -> Callable[[], None]:
         """What waits until all work that has been started by now is done, and for nothing later."""
+
+    def register(self, memory: NDArray[Any]) -> Callable[[], None]:
+        """Have memory of the host, such as a shared window, count as pinned until what is returned is called."""
+
+    def chip(self) -> str:
+        """A name that no other chip of this host has."""
+
+    def no_collectives(self) -> str | None:
+        """Why this device has none of its own; None where it has."""
+
+    def collectives(self, size: int, rank: int, agree: Callable[[bytes], bytes]) -> Collectives:
+        """Those of `size` ranks, which all call this; `agree` gives all of them the first one's bytes."""
 
     def describe(self) -> str:
         """One line for people: which chip, which library."""

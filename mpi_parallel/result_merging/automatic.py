@@ -14,6 +14,7 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
+from mpi_parallel.result_merging.accelerator import open_accelerated
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.registry import CANONICAL, MERGERS
@@ -55,6 +56,8 @@ def open_merger(
     of those whose bits do not depend on the ranks; where `wire` is narrow, one of those that can send such numbers.
     Raises InputError where the merger cannot serve here.
     """
+    if groups is None and wire == "float32" and (accelerated := open_accelerated(name, store, comm)):
+        return Choice(accelerated)
     makers = _makers(groups, wire)
     if name != "auto":
         return Choice(makers[name](store, comm))

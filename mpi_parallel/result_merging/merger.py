@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.device import Array
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
@@ -73,6 +74,9 @@ class Merger(ABC):
         """Sum numbers, in place, over the ranks that own the other slices; nothing to do for who owns everything."""
         if self.owned != slice(0, self.store.size):
             self.comm.on_host().sum(sums)
+
+    def total_on_device(self, sums: Array) -> None:  # noqa: B027, who owns everything has all of the sum
+        """`total` of an array of the device, without waiting for it; of mergers that relay."""
 
     def publish(self) -> None:  # noqa: B027, where every rank takes the whole step there is nothing to do
         """Everyone's weights, after the owners have updated theirs."""

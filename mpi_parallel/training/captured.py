@@ -24,7 +24,7 @@ from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import Array
 from mpi_parallel.device.interface import BEGUN, GOOD, LOSS_SCALE, PACE, SCALE, TAKEN, Schedule
 from mpi_parallel.nn.mlp import MLP
-from mpi_parallel.nn.optimizers import Optimizer
+from mpi_parallel.nn.optimizers import LAMB, Optimizer
 from mpi_parallel.nn.precision import PATIENCE
 from mpi_parallel.nn.store import SAVE, STOP, TAIL
 from mpi_parallel.result_merging.merger import Merger
@@ -126,9 +126,11 @@ class CapturedSteps:
         store, kernels = self.store, self.device.kernels
         self.merger.receive()
         if self.squares is not None:
-            kernels.squares(store.gradients, self.squares)
+            kernels.squares(store.gradients[self.merger.owned], self.squares)
+            self.merger.total_on_device(self.squares)
         kernels.advance(self.pace, store.tail, self.squares, self.schedule)
         self.optimizer.apply(self.merger.owned, self.pace)
+        self.merger.publish()
         self.device.fetch(store.tail, self._tail)
         self.device.fetch(self.pace, self._pace)
 
@@ -167,7 +169,7 @@ def open_steps(
     """Who takes the steps of a run of `total`, of which `begun` are behind: the device, or the host call by call."""
     rule, device = options.optimizer, engine.store.device
     if device.kind != "cpu":
-        reason = why_not(engine, merger, options.groups is not None)
+        reason = why_not(engine, merger, optimizer, options.groups is not None)
         if reason is None:
             assert isinstance(engine, Replica)
             assert isinstance(merger, Merger)
@@ -177,7 +179,7 @@ def open_steps(
     return HostSteps(engine, merger, optimizer, rule, total)
 
 
-def why_not(engine: Engine, merger: StepMerger, grouped: bool) -> str | None:
+def why_not(engine: Engine, merger: StepMerger, optimizer: Optimizer, grouped: bool) -> str | None:
     """Why a device cannot take the steps at its own pace; None where it can."""
     if not (isinstance(engine, Replica) and isinstance(engine.model, MLP) and isinstance(merger, Merger)):
         return "the model is split over ranks, which talk within a step"
@@ -185,6 +187,8 @@ def why_not(engine: Engine, merger: StepMerger, grouped: bool) -> str | None:
         return "--reproducible keeps groups of rows apart"
     if not merger.relays:
         return f"--merge {merger.name} leaves the sums to MPI"
+    if isinstance(optimizer, LAMB) and merger.owned != slice(0, engine.store.size):
+        return "lamb sums norms over the ranks that own shares of a layer"
     if not engine.rows.steady:
         return "the host streams the rows, or --shift, --flip or --erase change them"
     return None

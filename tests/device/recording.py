@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from mpi_parallel.device.expressions import Expressions
 from tests.device import strict
@@ -74,13 +75,30 @@ class Launched:
         return launched
 
 
+class ByMPI:
+    """What NCCL does, as launches of MPI's calls on all ranks."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder, self._comm = recorder, MPI.COMM_WORLD
+
+    def sum(self, array: Any) -> None:
+        self._recorder.launch("nccl sum", lambda: self._comm.Allreduce(MPI.IN_PLACE, inside(array)))
+
+    def sum_shares(self, array: Any, mine: Any) -> None:
+        self._recorder.launch("nccl shares", lambda: self._comm.Reduce_scatter_block(inside(array), inside(mine)))
+
+    def gather_shares(self, array: Any) -> None:
+        self._recorder.launch("nccl gather", lambda: self._comm.Allgather(MPI.IN_PLACE, inside(array)))
+
+
 class Recording(Strict):
     """The strict device on such a stream."""
 
     kind = "recording"
 
-    def __init__(self, monkeypatch: Any) -> None:
+    def __init__(self, monkeypatch: Any, chip: str = "one", nccl: bool = True) -> None:
         super().__init__()
+        self._chip, self._nccl = chip, nccl
         self.stream = Recorder()
         monkeypatch.setattr(strict, "STREAM", self.stream)
         self.kernels: Any = Launched(self.stream)
@@ -121,6 +139,24 @@ class Recording(Strict):
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         return self.stream.capture(work)
+
+    def register(self, memory: np.ndarray) -> Callable[[], None]:
+        self.fixed.append(memory)
+
+        def unregister() -> None:
+            del self.fixed[[held is memory for held in self.fixed].index(True)]
+
+        return unregister
+
+    def chip(self) -> str:
+        return self._chip
+
+    def no_collectives(self) -> str | None:
+        return None if self._nccl else "none was made"
+
+    def collectives(self, size: int, rank: int, agree: Callable[[bytes], bytes]) -> Any:
+        assert agree(b"12345678" if rank == 0 else b"") == b"12345678"
+        return ByMPI(self.stream)
 
     def _pinned(self, memory: np.ndarray) -> None:
         assert any(np.shares_memory(memory, fixed) for fixed in self.fixed), "a copy to memory that is not pinned"

@@ -1,0 +1,58 @@
+"""NVIDIA's collectives (NCCL) through CuPy: sums between GPUs, which a graph captures as any other work."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mpi_parallel.device.interface import Array
+
+IDENTITY = 128  # bytes by which the ranks of a communicator find each other
+
+
+def complaint() -> str | None:
+    """Why there is no NCCL; None where there is."""
+    try:
+        from cupy.cuda import nccl
+    except ImportError as error:
+        return f"CuPy has no NCCL ({error}); install nvidia-nccl-cu12 or nvidia-nccl-cu13"
+    return None if nccl.get_version() else "CuPy has no NCCL"
+
+
+class Nccl:
+    """A communicator of ranks with a GPU each. Arrays are contiguous, float32 or float64."""
+
+    def __init__(self, cupy: ModuleType, size: int, rank: int, agree: Any) -> None:
+        from cupy.cuda import nccl
+
+        self.cupy, self.size, self.rank = cupy, size, rank
+        mine = bytes(word % 256 for word in nccl.get_unique_id()) if rank == 0 else bytes(IDENTITY)
+        # CuPy gives and takes C chars, which may be negative.
+        identity = tuple(byte - 256 if byte > 127 else byte for byte in agree(mine))
+        self.comm = nccl.NcclCommunicator(size, identity, rank)
+        self.types = {np.dtype(np.float32): nccl.NCCL_FLOAT32, np.dtype(np.float64): nccl.NCCL_FLOAT64}
+        self.add = nccl.NCCL_SUM
+
+    def sum(self, array: Array) -> None:
+        at, kind = _at(array), self.types[array.dtype]
+        self.comm.allReduce(at, at, array.size, kind, self.add, self._stream())
+
+    def sum_shares(self, array: Array, mine: Array) -> None:
+        kind = self.types[array.dtype]
+        self.comm.reduceScatter(_at(array), _at(mine), mine.size, kind, self.add, self._stream())
+
+    def gather_shares(self, array: Array) -> None:
+        share = array.size // self.size
+        own = _at(array) + self.rank * share * array.itemsize
+        self.comm.allGather(own, _at(array), share, self.types[array.dtype], self._stream())
+
+    def _stream(self) -> int:
+        pointer: int = self.cupy.cuda.get_current_stream().ptr
+        return pointer
+
+
+def _at(array: Any) -> int:
+    pointer: int = array.data.ptr
+    return pointer

@@ -1,0 +1,173 @@
+"""Mergers for GPUs, on the recording device: the training of one rank, the order of things, and who serves where."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from mpi_parallel.config import OptimizerOptions
+from mpi_parallel.device import Host
+from mpi_parallel.device.interface import Schedule
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.cuda_probe import Awareness
+from mpi_parallel.nn.store import ParameterStore
+from mpi_parallel.options import InputError
+from mpi_parallel.result_merging import accelerator
+from mpi_parallel.result_merging.accelerator import ACCELERATED, NcclSharded, open_accelerated
+from mpi_parallel.result_merging.pinned import Pinned
+from mpi_parallel.training.captured import CapturedSteps, why_not
+from mpi_parallel.training.step import HostSteps
+from tests.assembly import ALONE, assemble, world
+from tests.device.recording import Recording
+from tests.device.strict import inside
+from tests.samples import write_image_set
+
+STEPS = 14
+RULE = OptimizerOptions(lr=0.01, warmup=2, clip_norm=0.3)
+SETTINGS = {"batch_size": 14, "optimizer": "adam", "micro_batch": 4}
+KINDS = [*ACCELERATED, "sharded"]
+
+
+@pytest.fixture
+def path(shared_path):
+    return write_image_set(shared_path / f"set-{world().rank}.h5", train=61)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A chip for each rank, and an MPI that knows what to do with its arrays."""
+
+    def sum_there(self, array):
+        self.comm.Allreduce(MPI.IN_PLACE, inside(array))
+
+    monkeypatch.setattr(Communicator, "sum_there", sum_there)
+    monkeypatch.setattr(accelerator, "probe", lambda: Awareness(True, ""))
+    return Recording(monkeypatch, chip=f"chip {MPI.COMM_WORLD.rank}")
+
+
+def train(run, steps):
+    totals = []
+    for epoch in range(STEPS):
+        for batch in run.training.epoch(epoch, run.batch_size):
+            if len(totals) == STEPS:
+                return totals
+            totals.append(steps(batch, len(totals), False, False))
+    return totals
+
+
+def captured(run, graphs):
+    assert why_not(run.engine, run.merger, run.optimizer, grouped=False) is None
+    schedule = Schedule(RULE.lr, False, RULE.warmup, STEPS, RULE.clip_norm)
+    return CapturedSteps(run.engine, run.merger, run.optimizer, schedule, graphs)
+
+
+def by_the_host(run):
+    return HostSteps(run.engine, run.merger, run.optimizer, RULE, STEPS)
+
+
+@pytest.mark.parallel([2, 3])
+@pytest.mark.parametrize("merge", KINDS)
+def test_ranks_train_as_one_and_replays_as_eager_steps(path, device, merge):
+    precision = {2: "float16", 3: "float32"}[world().size]
+    alone = assemble(path, ALONE, precision=precision, **SETTINGS)
+    expected = train(alone, by_the_host(alone))
+    weights = {}
+    for way in ("replayed", "eager", "host"):
+        run = assemble(path, world(), device=device, merge=merge, precision=precision, **SETTINGS)
+        totals = train(run, by_the_host(run) if way == "host" else captured(run, way == "replayed"))
+        np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=2e-3)
+        assert [(t.count, t.finite) for t in totals] == [(t.count, t.finite) for t in expected]
+        weights[way] = run.weights()
+        np.testing.assert_allclose(weights[way], alone.weights(), atol=2e-3)
+        assert len({w.tobytes() for w in world().gather(weights[way])}) == 1
+        run.merger.close()
+    np.testing.assert_array_equal(weights["replayed"], weights["eager"])
+    np.testing.assert_allclose(weights["host"], weights["eager"], atol=1e-6)
+
+
+@pytest.mark.parallel([4])
+def test_the_pinned_window_sums_between_nodes(path, device):
+    alone, run = assemble(path, ALONE, **SETTINGS), assemble(path, world(), device=device, **SETTINGS)
+    node = run.comm.split(run.comm.rank // 2)
+    run.merger = Pinned(run.model.store, run.comm.on(device), node)
+    train(alone, by_the_host(alone)), train(run, captured(run, True))
+    np.testing.assert_allclose(run.weights(), alone.weights(), atol=2e-4)
+    run.merger.close()
+    node.free()
+
+
+ORDER = {  # what a replayed step is, between its forward and the next step's, on several ranks
+    "nccl": ["replay", "wait mark"],
+    "sharded": ["replay", "wait mark"],
+    "pinned": ["replay", "wait mark", "replay", "wait mark"],
+    "aware": ["replay", "wait mark", "replay", "wait mark"],
+}
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("merge", KINDS)
+def test_the_order_of_a_step(path, device, merge):
+    run = assemble(path, world(), device=device, merge=merge, **SETTINGS)
+    steps = captured(run, True)
+    batches = list(run.training.epoch(0, 14))
+    for number, batch in enumerate(batches[:3]):
+        steps(batch, number, False, False)
+    device.log.clear()
+    steps(batches[3], 3, False, False)
+    assert [entry.split(" ")[0] if entry.startswith("replay") else entry for entry in device.log] == ORDER[merge]
+    run.merger.close()
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("merge", KINDS)
+def test_flags_of_one_rank_reach_all(path, device, merge):
+    run = assemble(path, world(), device=device, merge=merge, **SETTINGS)
+    steps, last = captured(run, True), world().rank == world().size - 1
+    told = [steps(batch, n, n == 3 and last, n == 1 and last) for n, batch in enumerate(run.training.epoch(0, 14))]
+    assert [t.stop for t in told] == [False, False, False, True, False]
+    assert [t.save for t in told] == [False, True, False, False, False]
+    run.merger.close()
+
+
+def small_store(device):
+    return ParameterStore(device, [("W0", (3, 2)), ("b0", (2,))])
+
+
+class TestWhoServes:
+    @pytest.mark.parallel([2, 3])
+    def test_nccl_wherever_each_rank_has_a_gpu(self, device):
+        comm = world().on(device)
+        assert open_accelerated("auto", small_store(device), comm).name == "nccl"
+        assert isinstance(open_accelerated("sharded", small_store(device), comm), NcclSharded)
+
+    @pytest.mark.parallel([2, 3])
+    def test_the_pinned_window_where_ranks_share_one(self, device):
+        device._chip = "the only one"
+        comm = world().on(device)
+        merger = open_accelerated("auto", small_store(device), comm)
+        assert merger.name == "pinned"
+        merger.close()
+        assert open_accelerated("sharded", small_store(device), comm) is None  # the one by way of the host
+        with pytest.raises(InputError, match=r"ranks 0 and 1 share .*the only one"):
+            open_accelerated("nccl", small_store(device), comm)
+
+    @pytest.mark.parallel([2, 3])
+    def test_the_pinned_window_where_one_rank_has_no_nccl(self, device):
+        device._nccl = world().rank != 1
+        merger = open_accelerated("auto", small_store(device), world().on(device))
+        assert merger.name == "pinned"
+        merger.close()
+        with pytest.raises(InputError, match="rank 1 has none: none was made"):
+            open_accelerated("nccl", small_store(device), world().on(device))
+
+    @pytest.mark.parallel([2, 3])
+    def test_an_mpi_that_failed_its_probe_is_never_given_addresses(self, device, monkeypatch):
+        monkeypatch.setattr(accelerator, "probe", lambda: Awareness(False, "it died (signal 11)"))
+        with pytest.raises(InputError, match="signal 11"):
+            open_accelerated("aware", small_store(device), world().on(device))
+
+    @pytest.mark.parallel([2, 3])
+    def test_no_gpu(self):
+        for name in ACCELERATED:
+            with pytest.raises(InputError, match="cpu"):
+                open_accelerated(name, small_store(Host()), world())
+        assert open_accelerated("auto", small_store(Host()), world()) is None
