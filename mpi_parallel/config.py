@@ -24,6 +24,9 @@ LARGEST_BATCH = 2**24
 WITHOUT_ORDER = {
     "flat": "MPI_Allreduce adds in an order of its own, which depends on the ranks",
     "buckets": "a group's gradient is complete only when its backward has ended, so no bucket could leave before",
+    "nccl": "NCCL adds in an order of its own, which depends on the ranks",
+    "pinned": "it adds what ranks have, not what groups of rows have",
+    "aware": "MPI_Allreduce adds in an order of its own, which depends on the ranks",
 }
 SURVIVING = ("auto", "flat", "buckets", "sharded", "exact")  # mergers that can lose ranks
 ROWS_OF_A_GROUP = 64  # with 32 an exact step of the default job takes 1.35 times as long
