@@ -115,6 +115,9 @@ def assemble(
     engine = open_engine(model, training.rows, micro_batch, schedule, groups is not None)
     update = partial(RULES[optimizer], weight_decay=weight_decay)
     merger = over_grid(
-        open_merger(merge or ("exact" if groups else "flat"), model.store, comm.on(device), update, groups, wire).merger, grid
+        open_merger(
+            merge or ("exact" if groups else "flat"), model.store, comm.on(device), update, groups, wire
+        ).merger,
+        grid,
     )
     return Assembly(everyone, training, *held_out, model, engine, merger, update(model.store), batch_size, grid)
