@@ -74,17 +74,22 @@ class Rows:
 
     def _read(self, ws: Workspace, index: Array, keys: Array | None, x: Array, t: Array) -> None:
         """Put these rows into x and t."""
-        self.device.kernels.pick(self.labels, index, t)
-        self._standardise(ws, self.images, index, x, keys)
+        self._standardise(ws, self.images, self.labels, index, x, t, keys)
 
-    def _standardise(self, ws: Workspace, images: Array, index: Array, x: Array, keys: Array | None) -> None:
+    def _standardise(
+        self, ws: Workspace, images: Array, labels: Array, index: Array, x: Array, t: Array, keys: Array | None
+    ) -> None:
         """The one way from the file's numbers to the network's."""
-        if self.augment is not None:
+        kernels = self.device.kernels
+        if self.augment is None:
+            kernels.gather_labelled(images, labels, index, self.mean, self.inverse_std, x, t)
+        else:
             assert keys is not None, "augmentation must be told which rows these are"
             raw = ws.empty(x.shape, images.dtype)
             ws.xp.take(images, index, axis=0, out=raw, **self._unchecked)
-            images, index = self.augment(ws, raw, keys), ws.xp.arange(len(index))
-        self.device.kernels.gather(images, index, self.mean, self.inverse_std, x)
+            images = self.augment(ws, raw, keys)
+            kernels.gather(images, ws.xp.arange(len(index)), self.mean, self.inverse_std, x)
+            kernels.pick(labels, index, t)
 
 
 class StreamedRows(Rows):
@@ -128,13 +133,13 @@ class StreamedRows(Rows):
             if self.device.kind == "cpu":
                 yield where, buffers.images, buffers.labels, slots
             else:  # only what a batch needs goes to the GPU
-                images, labels = (self.device.to_device(held[slots]) for held in (buffers.images, buffers.labels))
+                images, labels = (self.device.upload(held, slots) for held in (buffers.images, buffers.labels))
                 yield where, images, labels, self.device.xp.arange(len(slots))
 
     def _read(self, ws: Workspace, index: Array, keys: Array | None, x: Array, t: Array) -> None:
         for where, images, labels, chosen in self.pieces(index):
-            self.device.kernels.pick(labels, chosen, t[where])
-            self._standardise(ws, images, chosen, x[where], None if keys is None else keys[where])
+            at = None if keys is None else keys[where]
+            self._standardise(ws, images, labels, chosen, x[where], t[where], at)
 
     def rewind(self, epoch: int = 0) -> None:
         self.stream.start(epoch)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from mpi_parallel.device.cuda_choice import NoGPU, explain
 from mpi_parallel.device.host import Host
 from mpi_parallel.device.interface import Array, Device, Kernels, Pace
 from mpi_parallel.options import InputError
@@ -18,14 +19,14 @@ def open_device(kind: str, node_rank: int, precision: str = "float32", measure: 
     """
     if kind == "cpu":
         return Host()
-    from mpi_parallel.device import cuda, cuda_choice  # here, because only runs that may use a GPU should load cupy
+    from mpi_parallel.device import cuda  # here, because only runs that may use a GPU should load cupy
 
     try:
         return cuda.Cuda(node_rank, precision, measure)
-    except cuda_choice.NoGPU as error:
+    except NoGPU as error:
         if kind == "auto":
             return Host()
         raise InputError(f"--device cuda: {error}") from None
 
 
-__all__ = ["Array", "Device", "Host", "Kernels", "Pace", "open_device"]
+__all__ = ["Array", "Device", "Host", "Kernels", "Pace", "explain", "open_device"]

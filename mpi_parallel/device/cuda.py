@@ -58,10 +58,7 @@ class Cuda:
         array[...] = self.xp.asarray(values)
 
     def upload(self, rows: NDArray[Any], chosen: NDArray[Any]) -> Array:
-        """rows[chosen] on the GPU, by way of pinned memory and the copy stream, while the GPU works on what was before.
-
-        The array serves until IN_FLIGHT - 1 more were asked for.
-        """
+        # By way of pinned memory and the copy stream; the work on what is overwritten is waited for there.
         self._turn = (self._turn + 1) % IN_FLIGHT
         return self._incoming[self._turn].filled(rows, chosen)
 

@@ -49,33 +49,34 @@ class CudaKernels(Expressions):
         self._scores = cupy.zeros((2, 0), np.float32)  # loss and hit (int32) of each row
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
-        self.gather_labelled(images_NF, None, index_B, mean, inverse_std, x_BF, None)
+        self._gather(images_NF, index_B, mean, inverse_std, x_BF, NULL, NULL)
 
     def gather_labelled(
         self,
         images_NF: Array,
-        labels_N: Array | None,
+        labels_N: Array,
         index_B: Array,
         mean: Array,
         inverse_std: Array,
         x_BF: Array,
-        t_B: Array | None,
+        t_B: Array,
     ) -> None:
-        """`gather`, and the labels of the same rows in the same launch."""
+        self._gather(images_NF, index_B, mean, inverse_std, x_BF, labels_N, t_B)
+
+    def _gather(
+        self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array, labels_N: Any, t_B: Any
+    ) -> None:
         kind = FILES.get(images_NF.dtype)
-        if kind is None:
-            assert x_BF.dtype == np.float32, "unusual images come as float32"
-            self.xp.subtract(images_NF[index_B], mean, out=x_BF)
-            x_BF *= inverse_std
-            if labels_N is not None and t_B is not None:
+        if kind is None:  # a type that is rare, through an array of its own
+            if labels_N is not NULL:
                 self.pick(labels_N, index_B, t_B)
-            return
+            images_NF, index_B = images_NF[index_B].astype(np.float32), self.xp.arange(len(index_B))
+            kind, labels_N, t_B = "f32", NULL, NULL
         rows, features = x_BF.shape
-        held = (NULL, NULL) if labels_N is None else (labels_N, t_B)
         self._rows(
             f"gather_{kind}_{FORMATS[x_BF.dtype]}", rows, features,
-            images_NF, held[0], index_B, np.int64(rows), np.int64(features), mean, inverse_std,
-            np.int32(mean.size == 1), x_BF, held[1],
+            images_NF, labels_N, index_B, np.int64(rows), np.int64(features), mean, inverse_std,
+            np.int32(mean.size == 1), x_BF, t_B,
         )  # fmt: skip
 
     def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None:

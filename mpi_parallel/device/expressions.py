@@ -51,6 +51,20 @@ class Expressions(Products):
         self.xp.subtract(images_NF[index_B], mean, out=x_BF)
         x_BF *= inverse_std
 
+    def gather_labelled(
+        self,
+        images_NF: Array,
+        labels_N: Array,
+        index_B: Array,
+        mean: Array,
+        inverse_std: Array,
+        x_BF: Array,
+        t_B: Array,
+    ) -> None:
+        """Both `gather` and `pick`."""
+        self.gather(images_NF, index_B, mean, inverse_std, x_BF)
+        self.pick(labels_N, index_B, t_B)
+
     def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None:
         """t = the labels of the rows in index."""
         self.xp.take(labels_N, index_B, out=t_B)

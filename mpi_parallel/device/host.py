@@ -26,6 +26,7 @@ class Host:
     """Arrays in the memory of the node, computed by NumPy and its BLAS."""
 
     kind = "cpu"
+    place = ""
 
     def __init__(self) -> None:
         self.xp: ModuleType = np
@@ -39,6 +40,10 @@ class Host:
 
     def refill(self, array: NDArray[Any], values: NDArray[Any]) -> None:
         assert array is values
+
+    def upload(self, rows: NDArray[Any], chosen: NDArray[Any]) -> NDArray[Any]:
+        copy: NDArray[Any] = rows[chosen]
+        return copy
 
     def storage(self, precision: str) -> Any:
         return np.float32  # a core has no products of narrower numbers: they are rounded, and summed in float32

@@ -53,6 +53,17 @@ class Kernels(Protocol):
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None: ...
 
+    def gather_labelled(
+        self,
+        images_NF: Array,
+        labels_N: Array,
+        index_B: Array,
+        mean: Array,
+        inverse_std: Array,
+        x_BF: Array,
+        t_B: Array,
+    ) -> None: ...
+
     def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None: ...
 
     def permute(self, image: NDArray[np.int64], first: int, n: int, keys: NDArray[np.uint32]) -> None: ...
@@ -73,9 +84,15 @@ class Kernels(Protocol):
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None: ...
 
-    def linear(self, x_BI: Array, W_IO: Array, b_O: Array | None, y_BO: Array, relu: bool) -> None: ...
+    def linear(
+        self, x_BI: Array, W_IO: Array, b_O: Array | None, y_BO: Array, relu: bool, mask: Array | None = None
+    ) -> None: ...
 
-    def input_gradient(self, dy_BO: Array, W_IO: Array, dx_BI: Array) -> None: ...
+    def mask_bytes(self, width: int) -> int: ...
+
+    def input_gradient(
+        self, dy_BO: Array, W_IO: Array, dx_BI: Array, x_BI: Array | None = None, mask: Array | None = None
+    ) -> None: ...
 
     def weight_gradient(self, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool) -> None: ...
 
@@ -141,6 +158,7 @@ class Device(Protocol):
     """Where arrays live and who computes with them."""
 
     kind: str  # "cpu" or "cuda"
+    place: str  # which of the node's GPUs it is; "" for the node itself
     xp: ModuleType  # the array module: numpy or cupy
     kernels: Kernels
 
@@ -152,6 +170,9 @@ class Device(Protocol):
 
     def refill(self, array: Array, values: NDArray[Any]) -> None:
         """Copy values that `to_host` gave back into the array; nothing to do where they are the same."""
+
+    def upload(self, rows: NDArray[Any], chosen: NDArray[Any]) -> Array:
+        """rows[chosen] in the device's memory, while it works on what was before; it serves until two more were."""
 
     def storage(self, precision: str) -> Any:
         """The dtype of arrays of numbers of this format (nn/precision.py).

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
+from mpi_parallel.device import explain
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
@@ -50,9 +51,17 @@ def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
     except SystemExit as leave:  # --help leaves with 0 on all ranks; anything else may be one rank's alone
         status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
         status = status and _leave(farewell, f"sys.exit: {leave.code}", status)
-    except BaseException:
-        status = _leave(farewell, traceback.format_exc(), 1)
+    except BaseException as error:
+        status = _leave(farewell, *_story(error))
     sys.exit(status)
+
+
+def _story(error: BaseException) -> tuple[str, int]:
+    """What to tell of an exception, and the exit status: a GPU's in words, of others where they came from."""
+    told = explain(error)
+    if told is None:
+        return traceback.format_exc(), 1
+    return f"error: {told}", USAGE if isinstance(told, InputError) else 1
 
 
 def check_launcher(size: int) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from mpi_parallel.device import Array
 from mpi_parallel.device.hashing import combine_int
 from mpi_parallel.device.workspace import Workspace
@@ -20,11 +22,14 @@ from mpi_parallel.device.workspace import Workspace
 LOSS_DIGITS = 2**20  # multiples of its inverse add up exactly in float64, in any order, below 2^33
 
 
-def linear(ws: Workspace, x_BI: Array, W_IO: Array, b_O: Array, relu: bool = False) -> Array:
-    """y = x W + b, (B, O), the logits, or the operand max(x W + b, 0)."""
+def linear(ws: Workspace, x_BI: Array, W_IO: Array, b_O: Array, relu: bool = False, mask: Array | None = None) -> Array:
+    """y = x W + b, (B, O), the logits, or the operand max(x W + b, 0), of which a mask tells where it is positive."""
     shape = x_BI.shape[0], W_IO.shape[1]
     y_BO = ws.operand(shape) if relu else ws.empty(shape)
-    ws.kernels.linear(x_BI, W_IO, b_O, y_BO, relu)
+    if mask is None:
+        ws.kernels.linear(x_BI, W_IO, b_O, y_BO, relu)
+    else:
+        ws.kernels.linear(x_BI, W_IO, b_O, y_BO, relu, mask)
     return ws.narrowed(y_BO) if relu else y_BO
 
 
@@ -39,6 +44,22 @@ def linear_input_gradient(ws: Workspace, dy_BO: Array, W_IO: Array) -> Array:
     """dx = dy W^T, (B, I) float32; it is to be `narrowed` once it is complete."""
     dx_BI = ws.empty((dy_BO.shape[0], W_IO.shape[0]))
     ws.kernels.input_gradient(dy_BO, W_IO, dx_BI)
+    return dx_BI
+
+
+def relu_mask(ws: Workspace, rows: int, width: int) -> Array | None:
+    """Room for the mask of a relu's output, where the device keeps one for `linear_relu_gradient`."""
+    nbytes = ws.kernels.mask_bytes(width)
+    return ws.empty((rows, nbytes), np.uint8) if nbytes else None
+
+
+def linear_relu_gradient(ws: Workspace, dy_BO: Array, W_IO: Array, x_BI: Array, mask: Array) -> Array:
+    """dx = dy W^T where x, the output of a relu with this mask, is positive: an operand, the gradient before the relu.
+
+    A dropout between relu and x does no harm: what it dropped has no gradient, and it says so itself.
+    """
+    dx_BI = ws.operand(x_BI.shape)
+    ws.kernels.input_gradient(dy_BO, W_IO, dx_BI, x_BI, mask)
     return dx_BI
 
 

@@ -40,17 +40,29 @@ class Linear:
         self.ws, self.store, self.relu, self.first = ws, store, relu, number == 0
         self.W, self.b = store.parameters[f"W{number}"], store.parameters[f"b{number}"]
         self.parameters = (self.W, self.b)
+        self.mask: Array | None = None  # of the last output, for the layer above
+        self.below: Linear | None = None  # whose relu's gradient this layer gives at once with that of its input
+        self.is_below = False
         self.weight_gradient: Callable[[Array, Array], None] = self._weight_gradient  # a pipeline takes it later
 
+    def stand_on(self, below: Linear) -> None:
+        """Take over the gradient of the relu below, on a device that does that within the product."""
+        if self.ws.kernels.mask_bytes(1):
+            self.below, below.is_below = below, True
+
     def forward(self, x_BI: Array, keys: Array | None = None) -> tuple[Array, Backward]:
-        y_BO = F.linear(self.ws, x_BI, self.W.factor, self.b.value, self.relu)
+        self.mask = F.relu_mask(self.ws, len(x_BI), self.W.value.shape[1]) if self.is_below else None
+        y_BO = F.linear(self.ws, x_BI, self.W.factor, self.b.value, self.relu, self.mask)
+        mask_below = self.below.mask if self.below else None
 
         def backward(dy_BO: Array) -> Array:
-            if self.relu:
+            if self.relu and not self.is_below:
                 dy_BO = F.relu_gradient(self.ws, dy_BO, y_BO)
             self.weight_gradient(x_BI, dy_BO)
             if self.first:
                 return dy_BO
+            if mask_below is not None:
+                return F.linear_relu_gradient(self.ws, dy_BO, self.W.factor, x_BI, mask_below)
             return self.ws.narrowed(F.linear_input_gradient(self.ws, dy_BO, self.W.factor))
 
         return y_BO, backward

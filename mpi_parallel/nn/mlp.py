@@ -78,6 +78,8 @@ class MLP:
         self.workspace = ws = Workspace(device, precision)
         self.store = ParameterStore(device, _shapes(widths), precision)
         linear = [Linear(ws, self.store, number, relu=number < self.depth - 1) for number in range(self.depth)]
+        for below, layer in pairwise(linear):
+            layer.stand_on(below)
         self.training = Sequential(_stack(ws, linear, dropout))
         self.inference = Sequential(linear)
         for number, (fan_in, fan_out) in enumerate(pairwise(widths)):

@@ -15,6 +15,7 @@ from mpi4py import MPI
 import mpi_parallel
 from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
 from mpi_parallel.device import Device
+from mpi_parallel.device.cuda_choice import gpu_map
 from mpi_parallel.device.host import blas_complaint, fair_threads, set_threads, usable_cores
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
@@ -108,5 +109,11 @@ def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: 
         f"merged by   {choice}",
     ):
         logger.info(line)
+    if device.place:
+        mapped, doubles = gpu_map(hosts, run.comm.gather_text(device.place))
+        for line in mapped:
+            logger.info(f"gpu         {line}")
+        for double in doubles:
+            logger.warning(double)
     if complaint := blas_complaint():
         logger.warning(complaint)

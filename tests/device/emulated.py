@@ -1,7 +1,6 @@
 """CuPy as device/cuda.py uses it, on the host: strict arrays, the shim's kernels, streams that record a capture.
 
-    cupy = emulated(gpus=2)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    cupy = installed(monkeypatch, gpus=2)
 
 `cupy.events` tells what was done: ("launch", name), ("copy", bytes), ("allocate", bytes), ("wait",), ("replay", count).
 Within a capture launches and copies are recorded and not done, and whatever CUDA or our own rules forbid there raises.
@@ -10,6 +9,7 @@ Within a capture launches and copies are recorded and not done, and whatever CUD
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.device import strict
 from tests.device.shim import shim
 from tests.device.strict import StrictArray, StrictModule, inside
-
-ALLOCATING = ("empty", "zeros", "zeros_like", "arange")
 
 
 class CUDARuntimeError(RuntimeError):
@@ -42,11 +41,8 @@ class Emulated(StrictModule):
         self.used: list[int] = []
         self.memory = memory
         self.streams: set[int] = set()
+        self.recorded: list[list[tuple[Any, ...]]] = []  # the events of each capture
         self.current = SimpleNamespace(recording=None, ptr=0)
-        self._allow = True
-        for name in ALLOCATING:
-            if hasattr(self, name):
-                setattr(self, name, self._allocating(getattr(self, name)))
         self.RawModule = lambda **keywords: Module(self, **keywords)
         self.cuda = self._cuda(gpus)
 
@@ -71,21 +67,28 @@ class Emulated(StrictModule):
         if self.current.recording is not None:
             raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
 
-    def _allocated(self, array: StrictArray) -> StrictArray:
-        if not self._allow:
-            raise RuntimeError("allocation while another allocator was asked for")
+    def _allocated(self, array: Any) -> Any:
         if array.nbytes > self.memory:
             raise OutOfMemoryError(f"Out of memory allocating {array.nbytes:,} bytes")
         self.events.append(("allocate", array.nbytes))
         return array
 
-    def _allocating(self, function: Callable[..., StrictArray]) -> Callable[..., StrictArray]:
-        def allocating(*arguments: Any, **keywords: Any) -> StrictArray:
-            if self.current.recording is not None:
-                self.allocator(1)
-            return self._allocated(function(*arguments, **keywords))
+    # What strict arrays do, of strict.STREAM.
 
-        return allocating
+    def launch(self, name: str, work: Callable[[], Any]) -> None:
+        self.do(("launch", name), work)
+
+    def allocate(self, name: str, work: Callable[[], Any]) -> Any:
+        if self.current.recording is not None:
+            self.allocator(1)
+        array = work()
+        if isinstance(array, (np.ndarray, StrictArray)):
+            self._allocated(array)
+        return array
+
+    def wait(self, name: str) -> None:
+        self._not_captured(f"{name} of an array")
+        self.events.append(("wait",))
 
     def allocator(self, size: int) -> None:
         """The pool; another one may be put in its place."""
@@ -164,6 +167,7 @@ class Stream:
 
     def end_capture(self) -> SimpleNamespace:
         recorded, self.recording = self.recording, None
+        self.cupy.recorded.append([event for event, _ in recorded])
         return SimpleNamespace(launch=lambda stream=None: self._replay(recorded))
 
     def is_capturing(self) -> bool:
@@ -203,6 +207,14 @@ class Module:
             self.cupy.do(("launch", name), lambda: shim().launch(name, grid, block, arguments))
 
         return kernel
+
+
+def installed(monkeypatch: Any, **how: Any) -> Any:
+    """A new one that `import cupy` finds, and on which strict arrays do what they do."""
+    cupy = emulated(**how)
+    monkeypatch.setattr(strict, "STREAM", cupy)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return cupy
 
 
 def emulated(gpus: int = 1, memory: int = 8 << 30) -> Any:

@@ -225,6 +225,7 @@ class Strict:
     """A Device of such arrays."""
 
     kind = "strict"
+    place = ""
 
     def __init__(self) -> None:
         self.xp: ModuleType = StrictModule()
@@ -240,6 +241,9 @@ class Strict:
         assert isinstance(array, StrictArray)
         self.crossings["to_host"] += 1
         return array._values.copy()
+
+    def upload(self, rows: np.ndarray, chosen: np.ndarray) -> Any:
+        return self.to_device(rows[chosen])
 
     def refill(self, array: Any, values: np.ndarray) -> None:
         assert isinstance(array, StrictArray)

@@ -5,21 +5,24 @@ import sys
 import numpy as np
 import pytest
 
+from mpi_parallel.config import OptimizerOptions
 from mpi_parallel.device import Host, cuda, open_device
 from mpi_parallel.device.cuda import IN_FLIGHT, Cuda
 from mpi_parallel.device.cuda_choice import explain, gpu_map
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import InputError
-from tests.device.emulated import CUDARuntimeError, Emulated, OutOfMemoryError, emulated, values
+from tests.device.emulated import CUDARuntimeError, Emulated, OutOfMemoryError, installed, values
 from tests.device.fake_lt import FakeLt
 from tests.device.shim import compiler
 from tests.device.test_devices import ALONE, Training, compare
+from tests.samples import write_image_set
+from tests.training.test_captured import BASE, taken_by, told_by_the_host
 
 
 @pytest.fixture(params=["cublasLt", "CuPy"])
 def gpu(request, monkeypatch) -> Cuda:
     """A GPU with the library of products, and one without."""
-    return opened(monkeypatch, emulated(), lt=request.param == "cublasLt")
+    return opened(monkeypatch, installed(monkeypatch), lt=request.param == "cublasLt")
 
 
 def opened(monkeypatch, cupy: Emulated, lt: bool = True, **how) -> Cuda:
@@ -31,7 +34,6 @@ def opened(monkeypatch, cupy: Emulated, lt: bool = True, **how) -> Cuda:
         return FakeLt(cupy.do)
 
     monkeypatch.setattr(cuda, "load", load)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
     return Cuda(0, **how)
 
 
@@ -42,19 +44,67 @@ class TestTraining:
         ours, theirs = Training(gpu, ALONE, rule, micro_batch), Training(Host(), ALONE, rule, micro_batch)
         compare(ours, theirs, steps=6, tolerance=2e-3)
 
-    def test_a_step_that_repeats_launches_and_waits_once(self, monkeypatch):
-        device = opened(monkeypatch, emulated())
+    def test_a_step_that_repeats_allocates_nothing_but_its_batch(self, monkeypatch):
+        device = opened(monkeypatch, installed(monkeypatch))
         training = Training(device, ALONE)
         training.steps(3)
         device.xp.events.clear()
         training.step(4)
         events = device.xp.events
-        assert [event for event in events if event[0] == "wait"] == [("wait",)]  # for the tail
+        assert len([event for event in events if event[0] == "wait"]) == 2  # for the tail, and for the norm to clip
         allocated = [size for kind, *rest in events if kind == "allocate" for size in rest]
-        assert allocated == [20 * 8, 20 * 4]  # the batch's index and keys
+        assert allocated[:2] == [20 * 8, 20 * 4]  # the batch's index and keys
+        assert sum(allocated[2:]) < 100  # numbers that the host asks for
         launched = [event[1] for event in events if event[0] == "launch"]
         assert launched.count("cublasLtMatmul") == 8
         assert {"gather_u8_f32", "cross_entropy_few_f32", "adam"} <= set(launched)
+
+
+class TestReplayedSteps:
+    """The steps of training/captured.py, by the real kernels in a graph."""
+
+    @pytest.mark.parametrize(
+        ("precision", "tolerance"), [("float32", 1e-4), ("tf32", 2e-3), ("bfloat16", 3e-2), ("float16", 5e-3)]
+    )
+    @pytest.mark.parametrize("dropout", [0.0, 0.3])
+    def test_agree_with_the_host_in_every_precision(self, monkeypatch, tmp_path, precision, tolerance, dropout):
+        path = write_image_set(tmp_path / "set.h5", train=61)
+        settings = {**BASE, "optimizer": "adam", "precision": precision, "dropout": dropout}
+        rule = OptimizerOptions(lr=0.01, schedule="cosine", warmup=3, clip_norm=0.3)
+        other, expected = told_by_the_host(path, settings, rule)
+        device = opened(monkeypatch, installed(monkeypatch), precision=precision)
+        run, _, totals = taken_by(device, path, settings, rule)
+        for ours, theirs in zip(totals, expected, strict=True):
+            assert (ours.count, ours.finite, ours.stop) == (theirs.count, theirs.finite, theirs.stop)
+            assert ours.loss == pytest.approx(theirs.loss, rel=tolerance)
+        apart = [np.abs(w - v).max() for w, v in zip(run.weights(), other.weights(), strict=True)]
+        assert max(apart) < tolerance * 2
+        assert run.model.store.loss_scale.state() == other.model.store.loss_scale.state()
+        assert len([event for event in device.xp.events if event[0] == "replay"]) == 11
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_have_the_bits_of_steps_that_are_not_replayed(self, monkeypatch, tmp_path, rule):
+        path, weights = write_image_set(tmp_path / "set.h5", train=61), []
+        for graphs in (True, False):
+            device = opened(monkeypatch, installed(monkeypatch), precision="bfloat16")
+            settings = {**BASE, "optimizer": rule, "precision": "bfloat16"}
+            run, _, _ = taken_by(device, path, settings, OptimizerOptions(lr=0.01), graphs)
+            weights.append(run.weights())
+        np.testing.assert_array_equal(*weights)
+
+    def test_a_replay_is_one_launch_of_few_kernels(self, monkeypatch, tmp_path):
+        path = write_image_set(tmp_path / "set.h5", train=61)
+        device = opened(monkeypatch, installed(monkeypatch))
+        device.xp.recorded = []
+        taken_by(device, path, {**BASE, "optimizer": "adam"}, OptimizerOptions(lr=0.01))
+        names = [event[1] for event in device.xp.recorded[0] if event[0] == "launch"]
+        products = ["cublasLtMatmul"] * 3
+        backward = ["cublasLtMatmul"] * 5  # dW with db, and dx with the gradient of the relu below: one kernel each
+        assert names == [
+            "deal", "fill", "gather_u8_f32", *products, "cross_entropy_few_f32", *backward, "check", "iadd", "set",
+            "advance", "adam",
+        ]  # fmt: skip
+        assert [event for event in device.xp.events[-2:] if event[0] != "wait"] == [("replay", len(names) + 2)]
 
 
 class TestGraphs:
@@ -134,13 +184,13 @@ class TestPrecisions:
         ],
     )
     def test_operands_are_stored_as_the_products_want_them(self, monkeypatch, precision, dtype, tf32):
-        device = opened(monkeypatch, emulated(), precision=precision)
+        device = opened(monkeypatch, installed(monkeypatch), precision=precision)
         assert np.dtype(device.storage(precision)).name == dtype
         assert device.kernels.lt.tf32 == tf32
 
     def test_reproducible_runs_do_not_measure(self, monkeypatch):
-        assert opened(monkeypatch, emulated(), measure=False).kernels.lt.time is None
-        assert opened(monkeypatch, emulated()).kernels.lt.time is not None
+        assert opened(monkeypatch, installed(monkeypatch), measure=False).kernels.lt.time is None
+        assert opened(monkeypatch, installed(monkeypatch)).kernels.lt.time is not None
 
 
 class TestWhoHasWhich:
@@ -151,18 +201,17 @@ class TestWhoHasWhich:
         assert complaints[0].startswith("ranks 2, 3 share one GPU, A on n2")
 
     def test_parts_of_one_gpu_have_names_of_their_own(self, monkeypatch):
-        cupy = emulated(gpus=2)
+        cupy = installed(monkeypatch, gpus=2)
         cupy.cuda.runtime.deviceGetPCIBusId = lambda number: "0000:17:00.0"
         cupy.cuda.runtime.getDeviceProperties = lambda number: {"name": b"H100", "uuid": bytes([number + 1] * 16)}
         compiler()
-        monkeypatch.setitem(sys.modules, "cupy", cupy)
         monkeypatch.setattr(cuda, "load", lambda find, major: FakeLt(cupy.do))
         assert len({open_device("cuda", rank).place for rank in range(2)}) == 2
 
 
 class TestMistakes:
     def test_too_little_memory_is_told_with_what_was_asked_and_what_is_free(self, monkeypatch):
-        device = opened(monkeypatch, emulated(memory=64 << 20))
+        device = opened(monkeypatch, installed(monkeypatch, memory=64 << 20))
         with pytest.raises(OutOfMemoryError) as caught:
             device.empty_bytes(65 << 20)
         told = explain(caught.value)
@@ -171,14 +220,14 @@ class TestMistakes:
         assert "--micro-batch" in str(told)
 
     def test_a_gpu_that_fails_is_told_with_what_to_do(self, monkeypatch):
-        opened(monkeypatch, emulated())
+        opened(monkeypatch, installed(monkeypatch))
         told = explain(CUDARuntimeError("cudaErrorECCUncorrectable: uncorrectable ECC error encountered"))
         assert isinstance(told, str)
         assert "cudaErrorECCUncorrectable" in told
         assert "--resume auto" in told
 
     def test_other_exceptions_are_left_alone(self, monkeypatch):
-        opened(monkeypatch, emulated())
+        opened(monkeypatch, installed(monkeypatch))
         assert explain(ValueError("x")) is None
         monkeypatch.delitem(sys.modules, "cupy")
         assert explain(CUDARuntimeError("x")) is None

@@ -23,7 +23,7 @@ from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.metrics import Totals
 from mpi_parallel.training.step import train_step
-from tests.device.emulated import CUDARuntimeError, emulated
+from tests.device.emulated import CUDARuntimeError, emulated, installed
 from tests.device.shim import compiler
 from tests.device.strict import Strict
 
@@ -213,8 +213,7 @@ class TestOpenDevice:
     def test_ranks_of_a_node_take_the_gpus_in_turn(self, monkeypatch, kind, visible, node_rank, number, shared):
         """A scheduler may show each rank one GPU, or all GPUs to all."""
         compiler()
-        cupy = emulated(gpus=visible)
-        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        cupy = installed(monkeypatch, gpus=visible)
         device = open_device(kind, node_rank)
         assert (device.kind, device.number, device.shared, cupy.used) == ("cuda", number, shared, [number])
         assert device.place == f"Emulated GPU at 0000:{number:02x}:00.0"
