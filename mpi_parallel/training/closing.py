@@ -6,8 +6,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mpi_parallel.pictures.page import write_page
-from mpi_parallel.pictures.records import Record
 from mpi_parallel.training.gallery import MOST_CLASSES, Observer
 from mpi_parallel.training.log import logger
 
@@ -48,6 +46,9 @@ def leave(run: Run, reason: str, observer: Observer | None) -> None:
 
 def _report(folder: Path) -> None:
     """Write report.html; that it cannot be written is no reason for a run to fail that is over and well kept."""
+    from mpi_parallel.pictures.page import write_page  # here, as only one rank draws, and only at the end
+    from mpi_parallel.pictures.records import Record
+
     begun, path = perf_counter(), folder / "report.html"
     try:
         write_page(Record(folder), path)

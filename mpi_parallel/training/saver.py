@@ -112,10 +112,12 @@ class Saver(Never):
         self._pool.shutdown()
 
     def _begin(self, run: Run) -> None:
+        run.engine.clock.enter("other", "checkpoint")
         self._finish()
         self._begun = time.monotonic()
         self.snapshot.take(run)
         self._job = Job(self, self._pool)
+        run.engine.clock.enter("other")
 
     def _finish(self) -> None:
         if self._job is not None:
@@ -127,6 +129,7 @@ class Saver(Never):
         job, self._job = self._job, None
         assert job is not None
         self.failed, self.took = job.failures > 0, job.seconds
+        self.run.engine.clock.beside("checkpoint", "checkpoint", job.since, job.since + job.seconds)
         if self.best is not None and not self.failed:
             self.best.numbers = {}
         path = self.folder / job.name
@@ -169,7 +172,7 @@ class Job:
     """One checkpoint on its way to the disk: all ranks write, then one of them names the file, then all know of it."""
 
     def __init__(self, saver: Saver, pool: ThreadPoolExecutor) -> None:
-        self.saver, self.pool, self._since = saver, pool, perf_counter()
+        self.saver, self.pool, self.since = saver, pool, perf_counter()
         self.step: int = saver.snapshot.numbers["step"]
         self.name = f"step-{self.step:08d}.h5"
         self.error: OSError | None = None
@@ -206,7 +209,7 @@ class Job:
         if self.saver.comm.rank == 0:
             yield Task(self, self._name)
         yield self._agree()
-        self.seconds = perf_counter() - self._since
+        self.seconds = perf_counter() - self.since
 
     def _agree(self) -> Waitable:
         """Begin to count the ranks that failed."""

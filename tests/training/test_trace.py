@@ -11,7 +11,7 @@ from mpi_parallel.device.clock import Clock
 from mpi_parallel.device.nvtx import Ranges, ranges_on
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.train import main
-from mpi_parallel.training.trace import MOST_SELDOM, Recorder, Span, _in_lanes
+from mpi_parallel.training.trace import MOST_SELDOM, SELDOM, Recorder, Span, _in_lanes
 from tests.samples import write_image_set
 
 RANKS = [1, 2, 3]
@@ -121,9 +121,16 @@ def test_the_reader_has_a_lane_of_its_own(trace):
 
 
 @pytest.mark.parallel([1, 2])
+def test_checkpoints_show_what_the_step_waits_for_and_what_goes_on_beside(trace):
+    for events in trace("--checkpoint-every", 4).values():
+        lanes = {event["tid"] for event in events if event["name"] == "checkpoint"}
+        assert len(lanes) == 2
+
+
+@pytest.mark.parallel([1, 2])
 def test_only_the_first_steps_are_kept(trace):
     for events in trace("--trace-steps", 2).values():
-        assert max(event["args"]["step"] for event in events if event["name"] != "evaluate") == 2
+        assert max(event["args"]["step"] for event in events if event["name"] not in SELDOM) == 2
 
 
 def test_memory_is_bounded_by_the_steps_that_are_kept():
