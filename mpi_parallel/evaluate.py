@@ -71,6 +71,9 @@ def _deliver(found: Evaluation, config: EvaluateConfig, applied: Applied) -> Non
     if options.json == "-":
         print(json.dumps(document, indent=1), flush=True)
         return
+    facts = applied.trained.facts
+    step = f" (step {facts['step']})" if "step" in facts else ""
+    print(f"{facts['checkpoint']}{step} on {applied.split.path}:{applied.split.images}")
     print("\n".join(table(found, names, ks)), flush=True)
     if options.json:
         try:

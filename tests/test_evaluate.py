@@ -68,10 +68,11 @@ def test_a_table_for_people(tmp_path):
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
-    assert lines[0].startswith("20 rows  loss ")
-    assert [line.split()[0] for line in lines[3:8]] == [*NAMES, "mean", "weighted"]
-    assert lines[9].split() == ["taken", "for:", "0", "1", "2"]
-    counts = [list(map(int, line.split()[2:])) for line in lines[10:13]]
+    assert lines[0] == f"{tmp_path / 'n.weights.h5'} on {data}:test/images"
+    assert lines[1].startswith("20 rows  loss ")
+    assert [line.split()[0] for line in lines[4:9]] == [*NAMES, "mean", "weighted"]
+    assert lines[10].split() == ["taken", "for:", "0", "1", "2"]
+    counts = [list(map(int, line.split()[2:])) for line in lines[11:14]]
     assert np.sum(counts) == 20
 
 
