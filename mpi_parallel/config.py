@@ -16,6 +16,7 @@ from mpi_parallel.options import (
     positive,
     power_of_two,
     share,
+    time_limit,
 )
 
 # Counts travel in the float32 tail of the merged gradient, and float32 counts exactly up to here.
@@ -201,6 +202,12 @@ class RunOptions:
         "never not at all",
         check=interval,
         name="5m|STEPS",
+    )
+    time_limit: str = option(
+        "auto",
+        "stop with a checkpoint and exit status 75 before so much time has passed; auto is the end of the Slurm job",
+        check=time_limit,
+        name="auto|HH:MM:SS",
     )
     keep: int = option(3, "checkpoints to keep, beside the one with the lowest validation loss", check=at_least(1))
     target_accuracy: float | None = option(

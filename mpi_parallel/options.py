@@ -109,6 +109,13 @@ def duration(value: str) -> str | None:
         return "give a time such as 90s, 10m, 2h or 1:30:00"
 
 
+def time_limit(value: str) -> str | None:
+    """A check that a text is auto or a time that is not over already."""
+    if value == "auto":
+        return None
+    return duration(value) or (None if seconds_of(value) else "must be more than nothing")
+
+
 def share(value: float) -> str | None:
     """A check that a number lies in [0, 1]."""
     return None if 0 <= value <= 1 else "must be from 0 to 1"

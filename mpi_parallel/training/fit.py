@@ -30,9 +30,12 @@ from mpi_parallel.training.saver import Never
 from mpi_parallel.training.signals import StopRequest
 from mpi_parallel.training.step import Engine, Merger, Take
 from mpi_parallel.training.survival import Forgetful, Heritage
+from mpi_parallel.training.time_limit import time_limit_of
 from mpi_parallel.training.trace import NoTrace, Trace
 
 FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses
+STATUSES = {"not-finite": DIVERGED, "signal": STOPPED, "time-limit": STOPPED, "replicas-differ": DIFFERENT}
+WHOLE = ("finished", "target", "early-stop")  # runs that are tested
 TOLD_APART = 256  # of more ranks an epoch's line tells the mean and the slowest alone
 
 
@@ -76,7 +79,7 @@ class Run:
 
 def fit(run: Run) -> int:
     """Train until there is a reason to stop; the exit status."""
-    stop = StopRequest()
+    stop = StopRequest(time_limit_of(run.config.run.time_limit) if run.comm.rank == 0 else None)
     progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0, run.config.batch.batch_size)
     run.folder.show_through(progress)
     reason, run.patience.epochs = "finished", run.config.run.early_stop
@@ -127,8 +130,8 @@ def _train_epoch(run: Run, take: Take, progress: Any, stop: StopRequest) -> str:
         if run.step >= run.total_steps:
             break
         PULSE.take(run.step + 1)
-        save = run.saver.due(run.step)
-        totals = take(part, run.step, bool(stop), save)
+        asked, save = stop.before_step(run.saver.took), run.saver.due(run.step)
+        totals = take(part, run.step, asked, save)
         bad = not (totals.finite or totals.skipped)
         if bad and _too_bad(run, part, totals):
             return "not-finite"
@@ -144,7 +147,7 @@ def _train_epoch(run: Run, take: Take, progress: Any, stop: StopRequest) -> str:
             return "replicas-differ"
         run.saver.after_step(run, totals.save)
         if totals.stop:
-            return "signal"
+            return stop.reason
     return "finished"
 
 
@@ -238,7 +241,7 @@ def _end(run: Run, reason: str) -> int:
     """Tell how the run ended; the exit status. A run that is asked to stop does not begin to evaluate."""
     observer = closing.open_observer(run)
     see = observer.see if observer else None
-    tested = evaluate(run, run.test, see) if reason not in ("signal", "not-finite", "replicas-differ") else None
+    tested = evaluate(run, run.test, see) if reason in WHOLE else None
     if tested and not math.isfinite(tested.loss):  # the last step went bad, which no further one could find out
         logger.warning("test loss %s: training went bad", tested.loss)
         reason = "not-finite"
@@ -256,4 +259,4 @@ def _end(run: Run, reason: str) -> int:
     if not saved:
         logger.error("where the run ended could not be saved")
         return UNSAVED
-    return {"not-finite": DIVERGED, "signal": STOPPED, "replicas-differ": DIFFERENT}.get(reason, FINISHED)
+    return STATUSES.get(reason, FINISHED)

@@ -110,7 +110,7 @@ def painted(line: str) -> str:
     """The line with what one looks for in it made to stand out: results bold, how a run ended green or yellow."""
     if line.startswith(("finished", "target", "early-stop")):
         return f"{BOLD}{GREEN}{line}{PLAIN}"
-    if line.startswith("signal"):
+    if line.startswith(("signal", "time-limit")):
         return f"{BOLD}{YELLOW}{line}{PLAIN}"
     if line.startswith("epoch"):
         return re.sub(r"(accuracy|validation \S+) (\d\.\d+)", rf"\1 {BOLD}\2{PLAIN}", line)

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 
 BEST = "best.h5"
 NEVER = "never"
+SLOW_DISK = 50e6  # bytes/s, until a checkpoint has been measured
 
 
 class Never:
     """Saves nothing: the twin of Saver for runs that want no checkpoints."""
+
+    took = 0.0
 
     def due(self, step: int) -> bool:
         return False
@@ -70,7 +73,7 @@ class Saver(Never):
         self.snapshot = Snapshot(run, self.blueprint.span)
         self.best = Snapshot(run, self.blueprint.span) if run.validation is not None else None
         self.saved: int | None = None  # step of the last checkpoint that is whole
-        self.took = 0.0  # seconds of the last one, from the copy to its name
+        self.took = self.blueprint.skeleton.size / SLOW_DISK  # seconds of the last one, from the copy to its name
         self.failed = False  # whether the last one could not be written
         self._job: Job | None = None
         self._pool = ThreadPoolExecutor(1, "checkpoint")

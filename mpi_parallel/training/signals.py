@@ -1,22 +1,36 @@
-"""Being asked to stop: a signal sets a flag that the next step tells all ranks, so that they stop together."""
+"""Being asked to stop, by a signal or by a time limit: the next step tells all ranks, and they stop together."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from mpi_parallel.training.time_limit import TimeLimit
+
+# What launchers and batch systems send before they kill: mpirun and a person TERM and INT, Slurm what --signal says.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """True once this rank got SIGINT or SIGTERM. The second SIGINT is not caught and ends the process at once."""
+    """True once this rank got one of SIGNALS. The second SIGINT is not caught and ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: TimeLimit | None = None) -> None:
+        """`limit` is looked at before each step, on the rank that has one."""
         self.asked = False
+        self._limit = limit
         self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def __bool__(self) -> bool:
         return self.asked
+
+    def before_step(self, saving: float) -> bool:
+        """Whether the coming step is to be the last; a checkpoint takes `saving` seconds."""
+        return self.asked or (self._limit is not None and self._limit.near(saving))
+
+    @property
+    def reason(self) -> str:
+        """Why the run stops, as the end event tells it."""
+        return "time-limit" if self._limit is not None and self._limit.reached and not self.asked else "signal"
 
     def restore(self) -> None:
         """Leave the signals as they were."""
