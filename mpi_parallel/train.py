@@ -25,7 +25,7 @@ from mpi_parallel.training.identity import identity_of
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.log import RunFolder
 from mpi_parallel.training.planning import settle_layout
-from mpi_parallel.training.resume import resume
+from mpi_parallel.training.resume import find, take_up
 from mpi_parallel.training.saver import open_saver
 from mpi_parallel.training.start import start
 from mpi_parallel.training.survival import Forgetful, Heritage, survive
@@ -91,10 +91,11 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     legacy.watch(run)
     facts = identity_of(run, grid, threads)
     run.saver = open_saver(run, facts)
+    found = find(run, facts)
     announce(run, grid, threads, data, choice, layout)
     if not legacy.hand_to(run):
         start(run)
-        resume(run, facts)
+        take_up(run, found)
     status = fit(run)
     run.saver.close()
     merger.close()

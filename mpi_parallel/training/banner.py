@@ -68,7 +68,8 @@ def precision_line(precision: str, device: Device) -> str:
 
 
 def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: Choice, plan: Layout) -> None:
-    """Show the banner and write the start event."""
+    """Show the banner, write the configuration and the start event."""
+    run.folder.keep(run.config)
     config, training, device = run.config, run.training, run.engine.store.device
     widths = run.engine.model.widths
     hosts = run.comm.gather_text(platform.node())

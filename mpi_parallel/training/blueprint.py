@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.options import InputError
-from mpi_parallel.training.checkpoint import ARRAYS, COLUMNS, FACTS, NAME, PIECES, Stored, bytes_of
+from mpi_parallel.training.checkpoint import ARRAYS, COLUMNS, FACTS, NAME, PIECES, Stored, bytes_of, parameter_shapes
 from mpi_parallel.training.skeleton import (
     Shapes,
     Skeleton,
@@ -104,14 +103,6 @@ def share_of(run: Run) -> tuple[slice, list[Piece]]:
     spans = run.merger.comm.gather(np.array([owned.start, owned.stop], np.int64)).tolist()
     span = written_by([slice(*ends) for ends in spans], run.merger.comm.rank)
     return span, pieces_of(run.engine.model.places(), span, list(parameter_shapes(run.engine.model.widths)))
-
-
-def parameter_shapes(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """The whole arrays of a network by name, layer by layer: W (in, out), b (out,)."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for number, (fan_in, fan_out) in enumerate(pairwise(widths)):
-        shapes |= {f"W{number}": (fan_in, fan_out), f"b{number}": (fan_out,)}
-    return shapes
 
 
 def _everyones(pieces: Sequence[Piece], comm: Communicator) -> list[NDArray[np.int64]]:

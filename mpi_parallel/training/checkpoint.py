@@ -16,7 +16,9 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +35,11 @@ FORMAT = "mpi_parallel checkpoint 1"
 ARRAYS, PIECES, DIGESTS, FACTS = "checksums/arrays", "checksums/pieces", "checksums/sha256", "facts"
 COLUMNS = 5  # of a piece in the file: array, start, run, stride, count
 NAME = np.dtype("S64")  # of an array
+# Facts that a reader relies on.
+TOLD = (
+    "widths", "classes", "image_shape", "config", "step", "epochs", "samples", "sums", "bad_steps", "loss_scale",
+    "optimizer_steps", "patience", "data", "holding", "total_steps", "groups", "arithmetic", "grid",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,10 +114,11 @@ class CheckpointFile:
         try:
             self.pieces, self.digests = self._table(), self.read(DIGESTS)
             self._check_cover()
-            self.facts: dict[str, Any] = json.loads(bytes(self._bytes(FACTS)).rstrip(b"\0"))
-        except (ValueError, OSError) as error:
+            self.facts: dict[str, Any] = json.loads(bytes(bytes_of(self.read(FACTS))).rstrip(b"\0"))
+            self._check_facts()
+        except (ValueError, KeyError, TypeError, OSError, MemoryError, RecursionError) as error:
             self.close()
-            raise InputError(f"{path}: a damaged checkpoint ({error})") from None
+            raise InputError(f"{path}: a damaged checkpoint ({type(error).__name__}: {error})") from None
 
     def __enter__(self) -> CheckpointFile:
         return self
@@ -148,11 +156,19 @@ class CheckpointFile:
             if hashlib.sha256(buffer).digest() != digest.tobytes():
                 raise InputError(f"{self.path}: damaged: {names[piece.array]} is not what was written (SHA-256)")
 
-    def _bytes(self, name: str) -> NDArray[np.uint8]:
-        return self.read(name).reshape(-1).view(np.uint8)
-
     def _table(self) -> list[Piece]:
         return [Piece(*row) for row in self.read(PIECES).tolist()]
+
+    def _check_facts(self) -> None:
+        """The arrays are those of a network of the widths that the facts tell, and nothing is left untold."""
+        if missing := [name for name in TOLD if name not in self.facts]:
+            raise ValueError(f"facts without {', '.join(missing)}")
+        kinds = {name.rpartition("/")[0] for name in self.arrays if name.startswith(("weights/", "optimizer/"))}
+        for name, shape in parameter_shapes(self.facts["widths"]).items():
+            for kind in sorted(kinds | {"weights"}):
+                stored = self.arrays[f"{kind}/{name}"]
+                if stored.shape != shape or stored.dtype != np.dtype("<f4"):
+                    raise ValueError(f"{kind}/{name} is {stored.shape} {stored.dtype}, not {shape} float32")
 
     def _check_cover(self) -> None:
         """Each array has exactly as many bytes with a checksum as it has, and no piece leads out of it."""
@@ -168,6 +184,14 @@ class CheckpointFile:
             left[piece.array] -= piece.size
         if any(left) or len(self.digests) != len(self.pieces):
             raise ValueError("checksums do not cover all arrays")
+
+
+def parameter_shapes(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The whole arrays of a network by name, layer by layer: W (in, out), b (out,)."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number, (fan_in, fan_out) in enumerate(pairwise(widths)):
+        shapes |= {f"W{number}": (fan_in, fan_out), f"b{number}": (fan_out,)}
+    return shapes
 
 
 def _look_through(path: Path) -> dict[str, Stored]:

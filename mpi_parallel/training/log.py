@@ -47,6 +47,12 @@ class RunFolder:
         """Where the run's checkpoints are."""
         return self.path / "checkpoints"
 
+    def keep(self, config: Any) -> None:
+        """Write the configuration in place of that of a run that goes on."""
+        if self._metrics is not None and self._goes_on:
+            write_toml(config, self.path / ".config.toml")
+            (self.path / ".config.toml").replace(self.path / "config.toml")
+
     def event(self, name: str, **facts: Any) -> None:
         """Append one line to metrics.jsonl, at once."""
         self.board.tell(name, facts)
@@ -92,7 +98,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / "metrics.jsonl").exists() and not self._goes_on:
                 return f"--out {self.path} holds a run already: name another folder, or go on with --resume auto"
-            write_toml(config, self.path / "config.toml")
+            if not (self._goes_on and (self.path / "config.toml").exists()):
+                write_toml(config, self.path / "config.toml")
         except OSError as error:
             return f"--out {out or 'runs'}: {error}"
         return None

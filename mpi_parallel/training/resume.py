@@ -10,8 +10,7 @@ import numpy as np
 
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError, flag
-from mpi_parallel.training.blueprint import parameter_shapes
-from mpi_parallel.training.checkpoint import CheckpointFile, bytes_of
+from mpi_parallel.training.checkpoint import CheckpointFile, bytes_of, parameter_shapes
 from mpi_parallel.training.log import logger
 from mpi_parallel.training.saver import checkpoints
 from mpi_parallel.training.slices import pieces_of
@@ -32,27 +31,40 @@ BINDING = {
 LEFT_OUT = ".left-out"  # ends the name of what is not gone on from
 
 
-def resume(run: Run, facts: dict[str, Any]) -> None:
-    """Go on from the checkpoint that --resume names, or with "auto" from the folder's newest whole one, if any.
+def find(run: Run, facts: dict[str, Any]) -> Path | None:
+    """The checkpoint that --resume names, or with "auto" the folder's newest whole one, if any.
 
-    All ranks together. Raises InputError, naming both sides, where data, model or order are not the checkpoint's.
+    All ranks together. Raises InputError, naming both sides, where data, model or order are not the checkpoint's; the
+    run's folder is then as before.
     """
     asked, folder = run.config.run.resume, run.folder.checkpoints
     if asked is None:
+        return None
+    try:
+        file = _newest(folder, run.comm) if asked == AUTO else open_together(Path(asked), run.comm)
+        if file is None:
+            logger.info("no checkpoint in %s yet: starting anew", folder)
+            return None
+        with file:
+            compare(file, facts)
+            return file.path
+    except InputError:
+        run.folder.close()
+        raise
+
+
+def take_up(run: Run, path: Path | None) -> None:
+    """Go on from the checkpoint that was found, if there was one; all ranks together."""
+    if path is None:
         return
-    file = _newest(folder, run.comm) if asked == AUTO else open_together(Path(asked), run.comm)
-    if file is None:
-        logger.info("--resume auto: no checkpoint in %s yet: starting anew", folder)
-        return
-    with file:
-        compare(file, facts)
+    with CheckpointFile(path) as file:
         _load(run, file)
     stand(run, file.facts)
     if run.comm.rank == 0:
-        _leave_out(folder, file.path, run.step)
+        _leave_out(run.folder.checkpoints, path, run.step)
     run.comm.meet()  # ranks that share weights have all read theirs
-    run.folder.event("resume", step=run.step, **{"from": str(file.path)}, ranks=run.comm.size)
-    logger.info("going on from %s: step %d, epoch %d", file.path, run.step, run.epochs + 1)
+    run.folder.event("resume", step=run.step, **{"from": str(path)}, ranks=run.comm.size)
+    logger.info("going on from %s: step %d, epoch %d", path, run.step, run.epochs + 1)
 
 
 def open_together(path: Path, comm: Communicator) -> CheckpointFile:
@@ -97,11 +109,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[
     pairs: list[tuple[str, Any, Any]] = [("the network", ours["widths"], theirs["widths"])]
     for table, keys in BINDING.items():
         pairs += [(flag(key), ours["config"][table].get(key), theirs["config"][table].get(key)) for key in keys]
+    pairs.append(("--holding", ours["holding"], theirs["holding"]))
     data, other = ours["data"], theirs["data"]
     here, there = (f"{side['rows']} rows of {side['file']}, SHA-256 {side['sha256'][:16]}" for side in (data, other))
     if data["sha256"] != other["sha256"]:
         pairs.append(("the training data", here, there))
-    pairs.append(("--holding", ours["holding"], theirs["holding"]))
     if ours["holding"] == "streaming":
         pairs.append(("--window", *(side["config"]["data"]["window"] for side in (ours, theirs))))
     if ours["config"]["optimizer"]["schedule"] != "constant":

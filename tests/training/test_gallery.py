@@ -64,7 +64,7 @@ def test_without_a_report_nothing_is_kept(shared_path):
     out = shared_path / "run"
     assert main(world, ["--data", str(data), "--out", str(out), "--steps", "1", "--no-report"]) == 0
     world.gather_text("")
-    assert sorted(path.name for path in out.iterdir()) == ["config.toml", "log.txt", "metrics.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "config.toml", "log.txt", "metrics.jsonl"]
 
 
 @pytest.mark.parallel([2])
