@@ -12,8 +12,8 @@ from mpi4py import MPI
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 from mpi_parallel.train import main
-from mpi_parallel.training import fit
 from mpi_parallel.training.checkpoint import CheckpointFile, read_checkpoint
+from mpi_parallel.training.signals import StopRequest
 from tests.samples import images_and_labels, write_image_set
 
 RANKS = [1, 2, 3, 4]
@@ -238,14 +238,15 @@ def test_never(train):
 @pytest.mark.parallel([2])
 def test_a_signal_leaves_a_checkpoint(train, monkeypatch):
     if train.world.rank == 1:
-        taken = fit.train_step
+        asked, calls = StopRequest.before_step, []
 
-        def unlucky(*arguments):
-            if arguments[0].clock.step == 6:
+        def unlucky(self, saving):
+            calls.append(saving)
+            if len(calls) == 6:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return taken(*arguments)
+            return asked(self, saving)
 
-        monkeypatch.setattr(fit, "train_step", unlucky)
+        monkeypatch.setattr(StopRequest, "before_step", unlucky)
     status, events = train()
     assert (status, events[-1]["reason"]) == (75, "signal")
     assert saved_steps(train.folder / "run") == [events[-1]["step"]]
