@@ -137,7 +137,7 @@ class Saver(Never):
             self.best.numbers = {}
         path = self.folder / job.name
         if not self.failed:
-            self.saved = job.step
+            self.saved = self.snapshot.numbers["step"]
             self.run.folder.event("checkpoint", step=job.step, path=str(path), seconds=job.seconds)
             return
         if job.error is not None:
@@ -176,8 +176,12 @@ class Job:
 
     def __init__(self, saver: Saver, pool: ThreadPoolExecutor) -> None:
         self.saver, self.pool, self.since = saver, pool, perf_counter()
-        self.step: int = saver.snapshot.numbers["step"]
-        self.name = f"step-{self.step:08d}.h5"
+        step = saver.snapshot.numbers["step"]
+        self.parts = {} if saver.best is None or not saver.best.numbers else {BEST: saver.best}
+        if saver.saved != step:
+            self.parts[f"step-{step:08d}.h5"] = saver.snapshot
+        *_, self.name = self.parts
+        self.step: int = self.parts[self.name].numbers["step"]
         self.error: OSError | None = None
         self.seconds = 0.0
         self._failed = np.zeros(1, np.int32)
@@ -221,22 +225,18 @@ class Job:
 
     def _write(self) -> None:
         """On the thread: this rank's pieces of the best and of the last state."""
-        saver, written = self.saver, time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        if saver.best is not None and saver.best.numbers:
-            facts = saver.facts | saver.best.numbers | {"written": written}
-            saver.blueprint.write(self._unfinished(BEST), saver.best, facts)
-        facts = saver.facts | saver.snapshot.numbers | {"written": written}
-        saver.blueprint.write(self._unfinished(self.name), saver.snapshot, facts)
+        for name, snapshot in self.parts.items():
+            facts = self.saver.facts | snapshot.numbers | {"written": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            self.saver.blueprint.write(self._unfinished(name), snapshot, facts)
 
     def _name(self) -> None:
         """On rank 0's thread, when all ranks have written: give the files their names, or remove them."""
         saver = self.saver
-        for name in (BEST, self.name):
-            unfinished = self._unfinished(name)
+        for name in self.parts:
             if self.failures:
-                unfinished.unlink(missing_ok=True)
-            elif unfinished.exists():
-                unfinished.replace(saver.folder / name)
+                self._unfinished(name).unlink(missing_ok=True)
+            else:
+                self._unfinished(name).replace(saver.folder / name)
         flush(saver.folder)
         if not self.failures:
             prune(saver.folder, saver.keep)

@@ -281,7 +281,7 @@ def test_what_cannot_be_written_is_told_and_the_old_ones_stay(train, monkeypatch
         monkeypatch.setattr("mpi_parallel.training.checkpoint.os.pwrite", full)
     status, events = train("--checkpoint-every", 3, "--keep", 9)
     failed = [event["step"] for event in events if event["event"] == "checkpoint-failed"]
-    assert sorted(set(failed)) == [step for step in (3, 6, 9, 12) if step not in saved_steps(train.folder / "run")]
+    assert set(failed) | set(saved_steps(train.folder / "run")) == {3, 6, 9, 12}
     assert failed[-1] == 12
     assert saved_steps(train.folder / "run")
     for step in saved_steps(train.folder / "run"):
