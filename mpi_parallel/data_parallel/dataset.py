@@ -60,7 +60,7 @@ def open_image_set(options: DataOptions, seed: int, comm: Communicator) -> Image
         first = file[next(iter(splits.values())).images]
         shape, dtype = first.shape[1:], first.dtype.newbyteorder("=")
         for split in splits.values():
-            _same_kind(file[split.images], shape, options.data, first.name)
+            _same_kind(file[split.images], first, options.data)
         attributes = _attributes(file, prod(shape))
         if (names := attributes[0]) is not None:
             splits = {name: replace(split, classes=len(names)) for name, split in splits.items()}
@@ -173,9 +173,18 @@ def _pixels(file: h5py.File, path: str, images: str) -> h5py.Dataset:
     return pixels
 
 
-def _same_kind(images: h5py.Dataset, shape: tuple[int, ...], path: str, first: str) -> None:
-    if images.shape[1:] != shape:
-        raise InputError(f"{path}: images of {images.name} are {images.shape[1:]}, those of {first} {shape}")
+def _same_kind(images: h5py.Dataset, first: h5py.Dataset, path: str) -> None:
+    """Raise InputError for splits that one network, or one standardisation, cannot serve."""
+    if images.shape[1:] != first.shape[1:]:
+        raise InputError(
+            f"{path}: images of {images.name} are {images.shape[1:]}, those of {first.name} {first.shape[1:]}"
+        )
+    kinds = {dtype.kind if dtype.kind == "f" else dtype.str[1:] for dtype in (images.dtype, first.dtype)}
+    if len(kinds) > 1:  # such as 0 to 255 beside 0 to 1
+        raise InputError(
+            f"{path}: images of {images.name} are {images.dtype}, those of {first.name} {first.dtype}, and one "
+            "standardisation cannot serve both: convert makes splits alike"
+        )
 
 
 def _attributes(file: h5py.File, features: int) -> tuple[tuple[str, ...] | None, Any, Any]:

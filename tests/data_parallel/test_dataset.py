@@ -197,6 +197,10 @@ BAD = {
         alter("test/images", np.zeros((20, 4, 3), "u1")),
         r"images of /test/images are \(4, 3\), those of /train/images \(3, 4\)",
     ),
+    "other type in test": (
+        alter("test/images", np.zeros((20, 3, 4), "f4")),
+        "images of /test/images are float32, those of /train/images uint8, and one standardisation cannot serve both",
+    ),
     "a negative label": (set_row("train/labels", 41, -1), "train/labels row 41 is -1; labels are 0 to"),
     "a negative test label": (set_row("test/labels", 11, -7), "test/labels row 11 is -7; labels are 0 to"),
     "a label beyond int32": (set_row("train/labels", 41, 2**32 + 1), "train/labels row 41 is 4294967297"),
@@ -213,11 +217,17 @@ BAD = {
         "test/labels row 7 is 200; labels are 0 to 2",
     ),
     "a pixel that is no number": (
-        alter("train/images", np.where(np.arange(60)[:, None, None] == 33, np.nan, IMAGES)),
+        lambda file: [
+            alter("train/images", np.where(np.arange(60)[:, None, None] == 33, np.nan, IMAGES))(file),
+            alter("test/images", IMAGES[:20].astype(float))(file),
+        ],
         "train/images row 33 has a pixel that is not finite",
     ),
     "an infinite pixel": (
-        alter("test/images", np.where(np.arange(20)[:, None, None] == 3, -np.inf, IMAGES[:20])),
+        lambda file: [
+            alter("train/images", IMAGES.astype("f4"))(file),
+            alter("test/images", np.where(np.arange(20)[:, None, None] == 3, -np.inf, IMAGES[:20]))(file),
+        ],
         "test/images row 3 has a pixel that is not finite",
     ),
     "mean of another size": (attributes(mean=np.zeros(5), std=1.0), "attribute mean holds 5 numbers; expected 1 or 12"),
