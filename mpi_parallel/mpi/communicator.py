@@ -113,11 +113,13 @@ class Communicator:
         if self.size == 1:
             return
         values, spans = self.device.to_host(array), self._shares(array.size)
-        most = max(1, MOST // values.itemsize // self.size)  # elements of a share that travel in one go
-        for begin in range(0, spans[0].stop, most):  # the first share is the longest
-            counts = [min(most, max(0, span.stop - span.start - begin)) for span in spans]
-            starts = [min(span.start + begin, span.stop) for span in spans]
+        if array.nbytes <= MOST:
+            counts, starts = [span.stop - span.start for span in spans], [span.start for span in spans]
             self.comm.Allgatherv(MPI.IN_PLACE, [values, (counts, starts)])
+        else:
+            for root, span in enumerate(spans):
+                for part in messages(values[span]):
+                    self.comm.Bcast(part, root)
         self.device.refill(array, values)
 
     @waiting
@@ -151,40 +153,27 @@ class Communicator:
         self.device.refill(everyone, table)
 
     @waiting
-    def exchange_shares(self, array: NDArray[Any], shares: NDArray[Any]) -> None:
-        """Fill `shares` (size, mine) with this rank's share of the flat host arrays of all ranks, by rank."""
-        spans = self._shares(array.size)
-        most = max(1, MOST // array.itemsize // self.size)  # elements of a share that travel in one go
-        for begin in range(0, spans[0].stop, most):  # the first share is the longest
-            counts = [min(most, max(0, span.stop - span.start - begin)) for span in spans]
-            starts = [min(span.start + begin, span.stop) for span in spans]
-            mine, width = counts[self.rank], shares.shape[1]
-            places = [rank * width + min(begin, width) for rank in range(self.size)]
-            self.comm.Alltoallv([array, (counts, starts)], [shares, ([mine] * self.size, places)])
-
-    @waiting
-    def exchange_columns(
-        self, rows: Array, counts: Sequence[int], everyone: Array, scratch: NDArray[np.float32]
-    ) -> None:
+    def exchange_columns(self, rows: Array, counts: Sequence[int], everyone: Array) -> None:
         """Fill `everyone` (sum of counts, mine) with this rank's share of the columns of all ranks' rows, by rank.
 
-        `rows` (counts[rank], M) are this one's, float32; `scratch` is of the host, as large.
+        `rows` are this one's (counts[rank], M), of the same type.
         """
         values, table = self.device.to_host(rows), self.device.to_host(everyone)
-        spans, width = self._shares(values.shape[1]), table.shape[1]
-        most = max(1, MOST // 4 // max(1, len(table), len(values) * self.size))  # columns that travel in one go
+        spans, width, item = self._shares(values.shape[1]), table.shape[1], table.itemsize
+        most = max(1, MOST // item // max(1, len(table), len(values) * self.size))  # columns that travel in one go
         for begin in range(0, spans[0].stop, most):  # the first share is the longest
-            parts = [slice(min(s.start + begin, s.stop), min(s.start + begin + most, s.stop)) for s in spans]
-            sent, start = scratch.reshape(-1), 0
-            for part in parts:
-                stop = start + len(values) * (part.stop - part.start)
-                sent[start:stop].reshape(len(values), -1)[...] = values[:, part]
-                start = stop
+            parts = [
+                slice(min(span.start + begin, span.stop), min(span.start + begin + most, span.stop)) for span in spans
+            ]
             columns = slice(min(begin, width), min(begin + most, width))
-            whole = columns.stop - columns.start == width
-            got = table if whole else np.empty((len(table), columns.stop - columns.start), np.float32)
             given = [len(values) * (part.stop - part.start) for part in parts]
-            self.comm.Alltoallv([sent, given], [got, [count * got.shape[1] for count in counts]])
+            taken = [count * (columns.stop - columns.start) for count in counts]
+            # One row in one go is sent from where it is, and what fills the table is received there.
+            whole = columns.stop - columns.start == width
+            direct = len(values) == 1 and most >= spans[0].stop
+            sent = values if direct else np.concatenate([values[:, part].ravel() for part in parts])
+            got = table if whole else np.empty((len(table), columns.stop - columns.start), table.dtype)
+            self.comm.Alltoallv([sent, given], [got, taken])
             if not whole:
                 table[:, columns] = got
         self.device.refill(everyone, table)

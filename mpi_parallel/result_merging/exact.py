@@ -92,14 +92,13 @@ class ExactShares(Canonical):
         self.collector = Collector(store, self.forest.own[comm.rank], waiting)
         self._theirs: Array = self.xp.zeros((self.forest.rows, self.owned.stop - self.owned.start), np.float32)
         self._tails: Array = self.xp.zeros((self.forest.rows, TAIL), np.float32)
-        self._sent = np.empty(self.forest.counts[comm.rank] * store.size, np.float32)
 
     def merge(self) -> Totals:
         """Exchange slices of the subtrees, and finish my own."""
         forest, size = self.forest, self.store.size
         self.collector.finish()
         mine = self.collector.waiting[: forest.counts[self.comm.rank]]
-        self.comm.exchange_columns(mine[:, :size], forest.counts, self._theirs, self._sent)
+        self.comm.exchange_columns(mine[:, :size], forest.counts, self._theirs)
         self.comm.gather_rows(self.xp.ascontiguousarray(mine[:, size:]), forest.counts, self._tails)
         add_up(forest.plan, self._theirs, self.store.gradients[self.owned], self.xp)
         return forest.totals(np.array(self.store.device.to_host(self._tails)))

@@ -34,12 +34,13 @@ class Wire:
             return self.comm.sum(array)
         values, kernels, precision = self.comm.device.to_host(array), self.kernels, self.precision
         kernels.pack(values, self._packed, precision)
-        self.comm.exchange_shares(self._packed, self._shares)
+        host = self.comm.on_host()
+        host.exchange_columns(self._packed[None], [1] * host.size, self._shares)
         kernels.unpack(self._shares[0], self._mine, precision)
         for packed in self._shares[1:]:
             kernels.unpack(packed, self._other, precision)
             np.add(self._mine, self._other, out=self._mine)
         kernels.pack(self._mine, self._packed[self.comm.share(len(values))], precision)
-        self.comm.on_host().gather_shares(self._packed)
+        host.gather_shares(self._packed)
         kernels.unpack(self._packed, values, precision)
         return self.comm.device.refill(array, values)
