@@ -43,7 +43,8 @@ def budget_of(options: DataOptions, node: Communicator, device: Device) -> Budge
     whole = SHARE * least if options.memory is None else bytes_of(options.memory)
     part = whole / node.size
     if device.kind == "cuda":
-        part = min(part, SHARE * device.xp.cuda.runtime.memGetInfo()[0])
+        sharing = node.gather_text(device.place).count(device.place)
+        part = min(part, SHARE * device.xp.cuda.runtime.memGetInfo()[0] / sharing)
     return Budget(part, options.holding, bytes_of(options.window))
 
 

@@ -52,6 +52,7 @@ class Cuda:
     def to_host(self, array: Array) -> NDArray[Any]:
         # Waits for the work on the stream: MPI must never see an array that is still being written.
         copy: NDArray[Any] = self.xp.asnumpy(array, stream=self.stream)
+        self.stream.synchronize()  # asnumpy of some versions returns before the copy is done
         return copy
 
     def refill(self, array: Array, values: NDArray[Any]) -> None:

@@ -12,11 +12,11 @@ from mpi_parallel.device import cublaslt as lt
 from mpi_parallel.device.cublaslt import CublasLt
 from mpi_parallel.device.cuda_products import CudaProducts
 from mpi_parallel.device.expressions import Expressions
-from tests.device.emulated import emulated, values
+from tests.device.emulated import emulated
 from tests.device.fake_lt import SIZES, FakeLt
 from tests.device.shim import compiler
 from tests.device.strict import StrictArray
-from tests.device.test_cuda_kernels import TYPES, normal, on, to_bits, to_numbers
+from tests.device.test_cuda_kernels import TYPES, Place, normal, on, real_gpu, to_bits, to_numbers, values
 
 FUSED = (lt.BIAS, lt.RELU_BIAS, lt.RELU_AUX_BIAS, lt.DRELU, lt.BGRADA)
 SHAPES = [(0, 3, 4), (1, 1, 1), (5, 7, 3), (20, 130, 10)]  # rows, inputs, outputs
@@ -39,6 +39,7 @@ EVERY = pytest.mark.parametrize(
         pytest.param(lambda: products(FUSED), id="plain"),
         pytest.param(lambda: products((*FUSED, lt.PLAIN)), id="nothing"),
         pytest.param(lambda: CudaProducts(emulated(), None), id="no library"),
+        pytest.param(None, id="gpu", marks=pytest.mark.gpu),
     ],
 )
 
@@ -53,31 +54,33 @@ def close(kind: str) -> dict[str, float]:
 
 @EVERY
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_layer_forward_and_backward_is_that_of_the_expressions(kernels, kind):
-    kernels = kernels()
+def test_a_layer_forward_and_backward_is_that_of_the_expressions(kernels, kind, monkeypatch):
+    if kernels is None:
+        monkeypatch.setattr(Place, "gpu", real_gpu())
+    kernels = kernels() if kernels else Place.gpu.kernels
     for rows, inputs, outputs in SHAPES:
         x, W, dy = (to_bits(normal(*s), kind) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
         x = np.maximum(to_numbers(x, kind), 0)  # the output of a relu
         b = normal(outputs, seed=1)
-        y, expected = StrictArray(np.zeros((rows, outputs), TYPES[kind])), np.zeros((rows, outputs), np.float32)
-        mask = StrictArray(np.zeros((rows, kernels.mask_bytes(outputs)), np.uint8)) if kernels.lt else None
+        y, expected = on(np.zeros((rows, outputs), TYPES[kind])), np.zeros((rows, outputs), np.float32)
+        mask = on(np.zeros((rows, kernels.mask_bytes(outputs)), np.uint8)) if kernels.lt else None
         kernels.linear(on(to_bits(x, kind)), on(W), on(b), y, True, mask)
         PLAIN.linear(x, to_numbers(W, kind), b, expected, True)
         np.testing.assert_allclose(to_numbers(values(y), kind), expected, **close(kind))
 
-        logits, plain = StrictArray(np.zeros((rows, outputs), np.float32)), np.zeros((rows, outputs), np.float32)
+        logits, plain = on(np.zeros((rows, outputs), np.float32)), np.zeros((rows, outputs), np.float32)
         kernels.linear(on(to_bits(x, kind)), on(W), None, logits, False)
         PLAIN.linear(x, to_numbers(W, kind), None, plain, False)
         np.testing.assert_allclose(values(logits), plain, **close(kind))
 
         # The gradient of what the layer below gives, and of what is below its relu, by the mask that it has kept.
-        dx, expected_dx = StrictArray(np.zeros((rows, inputs), TYPES[kind])), np.zeros((rows, inputs), np.float32)
+        dx, expected_dx = on(np.zeros((rows, inputs), TYPES[kind])), np.zeros((rows, inputs), np.float32)
         PLAIN.input_gradient(to_numbers(dy, kind), to_numbers(W, kind), expected_dx)
         kernels.input_gradient(on(dy), on(W), dx)
         np.testing.assert_allclose(to_numbers(values(dx), kind), expected_dx, **close(kind))
-        below = StrictArray(np.zeros((rows, kernels.mask_bytes(inputs)), np.uint8)) if kernels.lt else None
+        below = on(np.zeros((rows, kernels.mask_bytes(inputs)), np.uint8)) if kernels.lt else None
         eye, nothing = on(to_bits(np.eye(inputs, dtype=np.float32), kind)), on(np.zeros(inputs, np.float32))
-        again = StrictArray(np.zeros((rows, inputs), TYPES[kind]))
+        again = on(np.zeros((rows, inputs), TYPES[kind]))
         kernels.linear(on(to_bits(x, kind)), eye, nothing, again, True, below)
         kernels.input_gradient(on(dy), on(W), dx, again, below)
         np.testing.assert_allclose(to_numbers(values(dx), kind), expected_dx * (x > 0), **close(kind))

@@ -14,6 +14,7 @@ from mpi_parallel.options import InputError
 from tests.device.emulated import CUDARuntimeError, Emulated, OutOfMemoryError, installed, values
 from tests.device.fake_lt import FakeLt
 from tests.device.shim import compiler
+from tests.device.test_cuda_kernels import real_gpu
 from tests.device.test_devices import ALONE, Training, compare
 from tests.samples import write_image_set
 from tests.training.test_captured import BASE, taken_by, told_by_the_host
@@ -51,7 +52,7 @@ class TestTraining:
         device.xp.events.clear()
         training.step(4)
         events = device.xp.events
-        assert len([event for event in events if event[0] == "wait"]) == 2  # for the tail, and for the norm to clip
+        assert len([event for event in events if event[0] == "wait"]) == 3  # for the norm, and twice for the tail
         allocated = [size for kind, *rest in events if kind == "allocate" for size in rest]
         assert allocated[:2] == [20 * 8, 20 * 4]  # the batch's index and keys
         assert sum(allocated[2:]) < 100  # numbers that the host asks for
@@ -64,15 +65,19 @@ class TestReplayedSteps:
     """The steps of training/captured.py, by the real kernels in a graph."""
 
     @pytest.mark.parametrize(
-        ("precision", "tolerance"), [("float32", 1e-4), ("tf32", 2e-3), ("bfloat16", 3e-2), ("float16", 5e-3)]
+        ("precision", "tolerance"), [("float32", 1e-4), ("tf32", 1e-2), ("bfloat16", 3e-2), ("float16", 5e-3)]
     )
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
-    def test_agree_with_the_host_in_every_precision(self, monkeypatch, tmp_path, precision, tolerance, dropout):
+    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+    def test_agree_with_the_host_in_every_precision(self, monkeypatch, tmp_path, precision, tolerance, dropout, where):
         path = write_image_set(tmp_path / "set.h5", train=61)
         settings = {**BASE, "optimizer": "adam", "precision": precision, "dropout": dropout}
         rule = OptimizerOptions(lr=0.01, schedule="cosine", warmup=3, clip_norm=0.3)
         other, expected = told_by_the_host(path, settings, rule)
-        device = opened(monkeypatch, installed(monkeypatch), precision=precision)
+        if where == "gpu":
+            device = real_gpu(precision=precision)
+        else:
+            device = opened(monkeypatch, installed(monkeypatch), precision=precision)
         run, _, totals = taken_by(device, path, settings, rule)
         for ours, theirs in zip(totals, expected, strict=True):
             assert (ours.count, ours.finite, ours.stop) == (theirs.count, theirs.finite, theirs.stop)
@@ -80,7 +85,8 @@ class TestReplayedSteps:
         apart = [np.abs(w - v).max() for w, v in zip(run.weights(), other.weights(), strict=True)]
         assert max(apart) < tolerance * 2
         assert run.model.store.loss_scale.state() == other.model.store.loss_scale.state()
-        assert len([event for event in device.xp.events if event[0] == "replay"]) == 11
+        if where == "emulated":
+            assert len([event for event in device.xp.events if event[0] == "replay"]) == 11
 
     @pytest.mark.parametrize("rule", RULES)
     def test_have_the_bits_of_steps_that_are_not_replayed(self, monkeypatch, tmp_path, rule):

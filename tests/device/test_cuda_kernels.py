@@ -5,30 +5,49 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpi_parallel.device.cuda import Cuda
+from mpi_parallel.device.cuda_choice import NoGPU
 from mpi_parallel.device.cuda_kernels import CudaKernels
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import BEGUN, LOSS_SCALE, PACE, RATE, SCALE, Pace, Schedule
 from mpi_parallel.nn.learning_rate import learning_rate
-from tests.device.emulated import emulated, values
+from tests.device.emulated import emulated
 from tests.device.shim import SANITIZE, compiler, shim
-from tests.device.strict import StrictArray
+from tests.device.strict import StrictArray, inside
 
 SHAPES = [(0, 5), (1, 1), (20, 33), (35, 257)]
 TYPES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 PLAIN_KERNELS = Expressions(np)
 
 
-@pytest.fixture(params=[0, 1], ids=["in order", "backward"])
-def kernels(request) -> CudaKernels:
-    """The kernels, with threads and blocks in either order: what they give does not depend on it."""
+class Place:
+    """Where the arrays of a test are: strict ones in the host's memory, or on a GPU."""
+
+    gpu: Cuda | None = None
+
+
+@pytest.fixture(params=["in order", "backward", pytest.param("gpu", marks=pytest.mark.gpu)])
+def kernels(request, monkeypatch) -> CudaKernels:
+    """The kernels, with threads and blocks in either order: what they give does not depend on it. And on a GPU."""
+    if request.param == "gpu":
+        monkeypatch.setattr(Place, "gpu", real_gpu())
+        return Place.gpu.kernels
     compiler()
-    shim().library.turn_round(request.param)
+    shim().library.turn_round(request.param == "backward")
     return CudaKernels(emulated())
+
+
+def real_gpu(**how) -> Cuda:
+    try:
+        return Cuda(0, **how)
+    except NoGPU as error:
+        pytest.skip(str(error))
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -51,12 +70,24 @@ def to_numbers(a: np.ndarray, kind: str) -> np.ndarray:
     return (a.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else a.astype(np.float32)
 
 
-def on(array: np.ndarray) -> StrictArray:
-    return StrictArray(array.copy())
+def on(array: np.ndarray) -> Any:
+    """A device array of these values, its rows as far apart."""
+    if Place.gpu is None:
+        return StrictArray(array.copy())
+    return Place.gpu.to_device(array)
 
 
-def empty(shape: tuple[int, ...], kind: str) -> StrictArray:
-    return StrictArray(np.full(shape, 77, TYPES[kind]))
+def slots_on(array: np.ndarray, columns: int) -> Any:
+    """The first columns of it, in place."""
+    return on(array)[:, :columns]
+
+
+def values(array: Any) -> np.ndarray:
+    return inside(array) if Place.gpu is None else Place.gpu.to_host(array)
+
+
+def empty(shape: tuple[int, ...], kind: str) -> Any:
+    return on(np.full(shape, 77, TYPES[kind]))
 
 
 def read(array: StrictArray, kind: str = "f32") -> np.ndarray:
@@ -78,7 +109,7 @@ def gather(kernels, rows, width, dtype, kind, scalar):
     mean, inverse = normal(1 if scalar else width), normal(1 if scalar else width, seed=1)
     expected = np.empty((rows, width), np.float32)
     PLAIN_KERNELS.gather(images.astype(np.float32), index, mean, inverse, expected)
-    x, t = empty((rows, width), kind), StrictArray(np.zeros(rows, np.int32))
+    x, t = empty((rows, width), kind), on(np.zeros(rows, np.int32))
     kernels.gather_labelled(on(images), on(labels), on(index), on(mean), on(inverse), x, t)
     np.testing.assert_array_equal(values(x), to_bits(expected, kind))
     np.testing.assert_array_equal(values(t), labels[index])
@@ -86,7 +117,7 @@ def gather(kernels, rows, width, dtype, kind, scalar):
 
 def test_images_of_an_unusual_type_are_gathered_by_the_array_module(kernels):
     images, index = np.arange(12, dtype=np.int32).reshape(4, 3), np.array([3, 0])
-    x, t = empty((2, 3), "f32"), StrictArray(np.zeros(2, np.int32))
+    x, t = empty((2, 3), "f32"), on(np.zeros(2, np.int32))
     one = np.ones(1, np.float32)
     kernels.gather_labelled(on(images), on(np.arange(4, dtype=np.int32)), on(index), on(one), on(one), x, t)
     assert read(x).tolist() == [[8, 9, 10], [-1, 0, 1]]
@@ -206,7 +237,7 @@ def test_narrow_and_widen(kernels, kind, n):
 def test_every_half_number_comes_back(kernels):
     bits = np.arange(2**16, dtype=np.uint16)
     wide, narrow = empty(bits.shape, "f32"), empty(bits.shape, "f16")
-    kernels.widen(StrictArray(bits.view(np.float16)), wide)
+    kernels.widen(on(bits.view(np.float16)), wide)
     np.testing.assert_array_equal(read(wide), bits.view(np.float16).astype(np.float32))
     kernels.narrow(wide, narrow, "float16")
     np.testing.assert_array_equal(read(narrow), bits.view(np.float16).astype(np.float32))
@@ -249,18 +280,19 @@ RULES = {
 def test_update_rules(kernels, rule, n, slots):
     count, constants = RULES[rule]
     arrays = [np.abs(normal(n, seed=k)) for k in range(count)]
-    g = normal(slots, n + 5, seed=9)[:, :n]
+    wider = normal(slots, n + 5, seed=9)
+    g = wider[:, :n]
     kept = np.zeros(PACE)
     kept[:4] = 0.5, 0.1, math.sqrt(1 - 0.999**3) / (1 - 0.9**3), math.sqrt(1 - 0.999**3)
     for pace in (Pace(0.5, 0.1, 3), on(kept)):
         theirs, ours = [a.copy() for a in arrays], [on(a) for a in arrays]
         getattr(PLAIN_KERNELS, rule)(*theirs, g, Pace(0.5, 0.1, 3), *constants)
-        getattr(kernels, rule)(*ours, StrictArray(g), pace, *constants)
+        getattr(kernels, rule)(*ours, slots_on(wider, n), pace, *constants)
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(read(one), other, rtol=1e-5, atol=1e-5)
     kept[SCALE] = np.nan  # the step is not to be taken
     ours = [on(a) for a in arrays]
-    getattr(kernels, rule)(*ours, StrictArray(g), on(kept), *constants)
+    getattr(kernels, rule)(*ours, slots_on(wider, n), on(kept), *constants)
     for one, before in zip(ours, arrays, strict=True):
         np.testing.assert_array_equal(read(one), before)
 
@@ -278,10 +310,11 @@ def test_trust(kernels, n, squares):
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("n", [0, 1, 4000])
 def test_slots_are_summed_in_their_order(kernels, count, n):
-    slots = normal(count, n + 3)[:, :n] * np.float32(10) ** np.arange(count, dtype=np.float32)[:, None]
+    wider = normal(count, n + 3) * np.float32(10) ** np.arange(count, dtype=np.float32)[:, None]
+    slots = wider[:, :n]
     expected, ours = np.empty(n, np.float32), empty((n,), "f32")
     PLAIN_KERNELS.sum_slots(expected, slots)
-    kernels.sum_slots(ours, StrictArray(slots))
+    kernels.sum_slots(ours, slots_on(wider, n))
     np.testing.assert_array_equal(read(ours), expected)
 
 
@@ -311,7 +344,9 @@ def test_the_pace_is_that_of_the_host_step_by_step(kernels, schedule):
         assert theirs[BEGUN] == step + 1
 
 
-def test_a_launch_allocates_nothing_once_it_was_made(kernels):
+def test_a_launch_allocates_nothing_once_it_was_made():
+    compiler()
+    kernels = CudaKernels(emulated())
     z, t, sums = on(normal(40, 10)), on(np.zeros(40, np.int32)), on(np.zeros(2, np.float32))
     for _ in range(2):
         kernels.xp.events.clear()
