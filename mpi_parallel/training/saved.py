@@ -32,7 +32,7 @@ def find(path: Path) -> Path:
     """The file itself, or of a run's folder its best checkpoint, else the newest. Raises InputError."""
     if not path.is_dir():
         if not path.exists():
-            raise InputError(f"--checkpoint {path}: no such file or folder")
+            raise InputError(f"{path}: no such file or folder")
         return path
     folders = [path / "checkpoints", path]
     for folder in folders:
@@ -40,7 +40,7 @@ def find(path: Path) -> Path:
         if (found := next((file for file in candidates if file.exists()), None)) is not None:
             return found
     raise InputError(
-        f"--checkpoint {path}: there is neither {BEST} nor step-*.h5 in {folders[0]}; name a run's folder, a "
+        f"{path}: there is neither {BEST} nor step-*.h5 in {folders[0]}; name a run's folder, a "
         f"checkpoint, or a file that ends in {', '.join(READERS)}"
     )
 
