@@ -32,7 +32,7 @@ def scaling(points: Points) -> Any:
             efficiency = [value / best for value, best in zip(values.values(), ideal, strict=True)]
             shares.plot(ranks, efficiency, **look)
             shares.annotate(
-                f"{efficiency[-1]:.0%}", (ranks[-1], efficiency[-1]), textcoords="offset points", xytext=(0, -12),
+                f"{efficiency[-1]:.0%}", (ranks[-1], efficiency[-1]), textcoords="offset points", xytext=(0, 7),
                 ha="right", color=look["color"],
             )  # fmt: skip
         shares.axhline(1, linestyle=":", color=style.BLACK)
@@ -40,6 +40,8 @@ def scaling(points: Points) -> Any:
         for axes, title in ((rates, "samples a second"), (shares, "share of the ideal")):
             axes.set(xlabel="ranks", title=title, xticks=every, ylim=(0, None))
             axes.grid(alpha=0.3)
+        rates.yaxis.set_major_formatter("{x:,.0f}")
+        shares.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         handles, labels = rates.get_legend_handles_labels()
         picture.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return picture

@@ -28,6 +28,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "compute": (BLUE, ""),
     "forward": (BLUE, ""),
     "backward": (ORANGE, "//"),
+    "weight gradient": (ORANGE, "\\\\"),
     "loss": (YELLOW, ""),
     "update": (GREEN, "\\\\"),
     "merge": (RED, "xx"),

@@ -173,6 +173,8 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(train, shared_path, num
     assert (events[-1]["event"], events[-1]["reason"]) == ("end", "signal")
     assert events[-1]["step"] > 0
     assert events[-1]["test_loss"] is None
+    out = shared_path / "run"
+    assert f"--config {out}/config.toml --out {out} --resume auto" in (out / "log.txt").read_text()
     statuses = MPI.COMM_WORLD.allgather(status)
     assert statuses == [75] * (last + 1)
 
