@@ -12,6 +12,9 @@ import mpi_parallel
 from mpi_parallel import completion
 from mpi_parallel.commands import COMMANDS, VERBS, examples
 from mpi_parallel.options import InputError, parse
+from tests.once import once
+
+pytestmark = once
 
 
 @pytest.mark.parametrize("name", COMMANDS)

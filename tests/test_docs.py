@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from mpi4py import MPI
 
 from tests.docs import DOCS, blocks
 from tests.launch import launch
+from tests.once import once
 
 ROOT = DOCS.parent
 
@@ -22,7 +22,7 @@ def test_the_code_of_the_page_on_extending(tmp_path, ranks):
     assert ended.stdout.startswith(f"{ranks} ranks, loss 0.0")
 
 
-@pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="once is enough, and it is done with Open MPI")
+@once
 def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
     """As a notebook runs it: all Python in one program, commands by bash in between."""
     (tmp_path / "data").symlink_to(ROOT / "data")

@@ -7,7 +7,10 @@ import pytest
 from mpi_parallel.options import InputError
 from mpi_parallel.plot import main
 from tests.assembly import ALONE
+from tests.once import once
 from tests.pictures.conftest import run
+
+pytestmark = once
 
 __all__ = ["run"]
 

@@ -16,7 +16,10 @@ from mpi_parallel.pictures.records import GALLERY
 from mpi_parallel.pictures.scaling import points_of, scaling
 from mpi_parallel.pictures.timeline import pipeline, timeline
 from mpi_parallel.pictures.weights import weights
+from tests.once import once
 from tests.pictures.conftest import gallery
+
+pytestmark = once
 
 
 def words(picture):

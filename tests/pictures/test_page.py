@@ -10,6 +10,9 @@ import pytest
 
 from mpi_parallel.pictures import style
 from mpi_parallel.pictures.page import page, write_page
+from tests.once import once
+
+pytestmark = once
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -5,6 +5,9 @@ import pytest
 
 from mpi_parallel.options import InputError
 from mpi_parallel.pictures.records import GALLERY, Gallery, Record, read_benchmark, read_trace
+from tests.once import once
+
+pytestmark = once
 
 
 def test_events_by_their_kind(run):
