@@ -66,10 +66,12 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     PULSE.enter("reading the data")
     budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
     peers = grid.model if grid.model.size > 1 else None
-    training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment, peers, config.groups)
+    images = grid.pipe.rank == 0  # the other stages look at labels alone
+    training = TrainingRows(data, batch.shards, batch.seed, comm, device, budget, augment, peers, config.groups, images)
     training.rows.listen(clock.beside)
     left = budget.less(training.bytes)
-    validation, test = (evaluation_rows(s, training.scaler, comm, device, left) for s in (data.validation, data.test))
+    held_out = [evaluation_rows(s, training.scaler, comm, device, left, images) for s in (data.validation, data.test)]
+    validation, test = held_out
     classes = class_count(data, training, [validation, test], comm)
     clock.enter("other")
 

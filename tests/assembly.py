@@ -108,8 +108,11 @@ def assemble(
     grid = grid_of(comm.comm.py2f(), pipe, tensor)
     comm = grid.data
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
-    training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups)
-    held_out = [evaluation_rows(split, training.scaler, comm, device) for split in (data.validation, data.test)]
+    first = grid.pipe.rank == 0
+    training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups, images=first)
+    held_out = [
+        evaluation_rows(split, training.scaler, comm, device, images=first) for split in (data.validation, data.test)
+    ]
     classes = class_count(data, training, held_out, comm)
     model = open_model(device, (data.features, *hidden, classes), grid, dropout, seed, precision, groups is not None)
     engine = open_engine(model, training.rows, micro_batch, schedule, groups is not None)

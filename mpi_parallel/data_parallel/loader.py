@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -77,10 +77,12 @@ class TrainingRows:
         augment: Augmentation | None = None,
         peers: Communicator | None = None,
         groups: int | None = None,
+        images: bool = True,
     ) -> None:
         """Find out how the shards are held, and read them, or see through them, once.
 
-        `peers` are ranks that need the same rows as this one: those on its node keep one copy together. With `groups`
+        `peers` are ranks that need the same rows as this one: those on its node keep one copy together. Of them some,
+        rank 0 among them, look at `images`, and the others at labels alone, and read no more. With `groups`
         position p belongs to group p mod `groups`, ranks own runs of whole groups, and a batch keeps them apart.
         Raises InputError for bad values, for fewer rows than ranks and where the budget is too small for either way.
         """
@@ -93,12 +95,16 @@ class TrainingRows:
         self.own_groups = block(groups, comm.size, comm.rank) if groups else range(1)
         self.shards: Sequence[int] = dealt(shards, comm.size, comm.rank) if groups is None else self._of_groups()
         self.parts = {shard: block(self.total, shards, shard) for shard in self.shards}
-        self.peers = None if peers is None or peers.size == 1 else peers.node()
+        self.images, self._model = images, None if peers is None or peers.size == 1 else peers
+        self.peers = None if self._model is None else _near(self._model, images)
         self._shared: list[Shared] = []
-        held = sum(map(len, self.parts.values())) * row_bytes(data.train)
+        self._seen = data.train if images else data.train.without_images()
+        held = sum(map(len, self.parts.values())) * row_bytes(self._seen)
         self.bytes = held // (self.peers.size if self.peers else 1)
         self.budget = budget or Budget()
         fits = not comm.maximum(int(not self.budget.fits(self.bytes)))
+        if self._model is not None:
+            fits = not self._model.maximum(int(not fits))
         self.holding = "resident" if fits else "streaming"
         if groups and not fits:
             raise InputError(
@@ -157,7 +163,7 @@ class TrainingRows:
     def _keep(self, data: ImageSet, augment: Augmentation | None) -> None:
         """Read the shards into one array, one after the other; peers read different shards of it."""
         count = sum(map(len, self.parts.values()))
-        images = Shared(self.peers, (count, data.features), data.dtype)
+        images = Shared(self.peers if self.images else None, (count, self._seen.features), data.dtype)
         labels = Shared(self.peers, (count,), np.dtype(np.int32))
         self._shared = [images, labels]
         turns, turn = (self.peers.size, self.peers.rank) if self.peers else (1, 0)
@@ -166,47 +172,63 @@ class TrainingRows:
             where = slice(start, start + len(part))
             held[shard], start = images.array[where], where.stop
             if number % turns == turn:
-                _, labels.array[where] = data.train.read(part, images.array[where])
+                _, labels.array[where] = self._seen.read(part, images.array[where])
         images.settle()
         labels.settle()
-        self.scaler = _scaler(data, held, self.of, self.comm)
-        self.digest = self._digest(held, labels.array)
+        self._know(data, held, lambda: self._digests(held, labels.array))
         self.rows = Rows(images.array, labels.array, self.scaler, self.device, augment)
 
-    def _digest(self, held: Mapping[int, NDArray[Any]], labels: NDArray[np.int32]) -> str:
-        """Of the training rows of all ranks: what they are, shard by shard."""
+    def _know(self, data: ImageSet, shards: Mapping[int, Any], digests: Callable[[], Mapping[int, bytes]]) -> None:
+        """Find scaler and digest of all ranks' rows, where there are images; the others are told."""
+        self.digest = ""
+        if self.images:
+            self.scaler = _scaler(data, shards, self.of, self.comm)
+            self.digest = digest_of_parts(digests(), self.of, self.comm)
+        if self._model is not None:
+            host, mine = self._model.on_host(), [self.scaler.mean, self.scaler.std] if self.images else [None, None]
+            self.scaler = Scaler(*map(host.broadcast, mine))
+            self.digest = host.gather_text(self.digest)[0]
+
+    def _digests(self, held: Mapping[int, NDArray[Any]], labels: NDArray[np.int32]) -> dict[int, bytes]:
+        """Of the shards' rows."""
         ends = np.cumsum([0, *map(len, held.values())])
-        mine = {
+        return {
             shard: digest_of_rows(images, labels[start : start + len(images)])
             for (shard, images), start in zip(held.items(), ends[:-1], strict=True)
         }
-        return digest_of_parts(mine, self.of, self.comm)
 
     def _pass_through(self, data: ImageSet, augment: Augmentation | None) -> None:
         """Open the stream and see through all labels, and through the images where the file has no moments of them."""
-        stream = stream_shuffled(data.train, self.parts, self.of, self.seed, self.budget, self.comm)
+        stream = stream_shuffled(data.train, self.parts, self.of, self.seed, self.budget, self.comm, self.images)
         self.bytes = stream.buffers.nbytes
         largest = max(map(data.train.largest_label, self.parts.values()), default=-1)
-        blocks = dict(zip(self.parts, stream.blocks, strict=True)) if data.mean is None else {}
+        blocks = dict(zip(self.parts, stream.blocks, strict=True)) if data.mean is None and self.images else {}
         seen = {shard: moments_of_pieces(pieces(data.train, own)) for shard, own in blocks.items() if own}
-        self.scaler = _scaler(data, seen, self.of, self.comm)
-        self.digest = digest_of_parts(digest_of_streamed(data.train, self.parts), self.of, self.comm)
+        self._know(data, seen, lambda: digest_of_streamed(data.train, self.parts))
         self.rows = StreamedRows(stream, largest, self.scaler, self.device, augment)
 
 
 def evaluation_rows(
-    split: Split | None, scaler: Scaler, comm: Communicator, device: Device, budget: Budget | None = None
+    split: Split | None,
+    scaler: Scaler,
+    comm: Communicator,
+    device: Device,
+    budget: Budget | None = None,
+    images: bool = True,
 ) -> Rows | None:
     """This rank's part of a split that is evaluated; streamed, in the order of the file, where it does not fit.
+
+    Without `images` it reads labels alone.
 
     Ranks own whole blocks of EVALUATION_ROWS, so that what is computed together does not depend on their number.
     """
     if split is None:
         return None
     part = evaluation_part(split, comm)
-    if (budget or Budget()).fits(len(part) * row_bytes(split)):
-        return Rows(*split.read(part), scaler, device)
-    return StreamedRows(stream_in_order(split, part), split.largest_label(part), scaler, device)
+    seen = split if images else split.without_images()
+    if (budget or Budget()).fits(len(part) * row_bytes(seen)):
+        return Rows(*seen.read(part), scaler, device)
+    return StreamedRows(stream_in_order(split, part, images), split.largest_label(part), scaler, device)
 
 
 def evaluation_part(split: Split, comm: Communicator) -> range:
@@ -221,6 +243,14 @@ def class_count(data: ImageSet, training: TrainingRows, others: list[Rows | None
         return len(data.classes)
     held = max((rows.largest_label for rows in others if rows is not None), default=-1)
     return 1 + comm.maximum(max(training.rows.largest_label, held))
+
+
+def _near(model: Communicator, images: bool) -> Communicator:
+    """Of these ranks those on this node that look at the same."""
+    node = model.node()
+    peers = node.split(int(images))
+    node.free()
+    return peers
 
 
 def _scaler(data: ImageSet, shards: Mapping[int, Any], of: int, comm: Communicator) -> Scaler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -38,6 +38,10 @@ class Split:
 
     def __len__(self) -> int:
         return self.length
+
+    def without_images(self) -> Split:
+        """The same rows, of whose images nothing is read: they have no numbers."""
+        return replace(self, shape=(0,))
 
     def read(self, part: range, images: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[np.int32]]:
         """The part's images (n, features), in the file's type but this machine's byte order, and labels (n,).
@@ -79,7 +83,8 @@ class Split:
         """
         first = self.row(part.start)
         rows = slice(first, first + len(images))
-        source[0].read_direct(images.reshape(len(images), *self.shape), rows)
+        if images.size:
+            source[0].read_direct(images.reshape(len(images), *self.shape), rows)
         given = native(source[1][rows]) if source[1] is not None else np.zeros(len(images), np.int32)
         at = np.arange(len(part)) if self.rows is None else self.rows[part.start : part.stop] - first
         self._check(images, given[at], part, at)

@@ -193,17 +193,25 @@ def _unheard(lane: str, name: str, begun: float, ended: float) -> None:
 
 
 def stream_shuffled(
-    split: Split, parts: Mapping[int, range], of: int, seed: int, budget: Budget, comm: Communicator
+    split: Split,
+    parts: Mapping[int, range],
+    of: int,
+    seed: int,
+    budget: Budget,
+    comm: Communicator,
+    images: bool = True,
 ) -> Stream:
     """The stream of these shards (their places by their number, of `of`), with as many buffers as the budget allows.
 
-    More than two a shard are no use. Raises InputError, on all ranks, where it allows fewer than one and another one.
+    More than two a shard are no use. Without `images` only the labels come, in the same order. Raises InputError, on
+    all ranks, where the budget allows fewer than one and another one.
     """
     cut = cut_of(split, budget.window // of)
     blocks = [blocks_of(split, part, cut) for part in parts.values()]
     longest = comm.maximum(max((sum(map(split.span, lane)) for lane in blocks), default=0))
     capacity = max(1, min(cut.capacity, longest))
-    size = capacity * (row_bytes(split) + SLOT_BYTES)
+    seen = split if images else split.without_images()
+    size = capacity * (row_bytes(seen) + SLOT_BYTES)
     lanes = len(blocks)
     count = int(min(2 * lanes, budget.bytes // size))
     if comm.maximum(int(count < min(2 * lanes, lanes + 1))):
@@ -218,12 +226,13 @@ def stream_shuffled(
     def schedule(epoch: int) -> list[Iterator[Window]]:
         return [shuffled(lane, shard, blocks[lane], cut, seed, epoch) for lane, shard in enumerate(parts)]
 
-    return Stream(split, blocks, schedule, Buffers(count, capacity, split.features, split.dtype), FOREVER)
+    return Stream(seen, blocks, schedule, Buffers(count, capacity, seen.features, split.dtype), FOREVER)
 
 
-def stream_in_order(split: Split, part: range) -> Stream:
-    """These places of the split, one after the other, once."""
+def stream_in_order(split: Split, part: range, images: bool = True) -> Stream:
+    """These places of the split, one after the other, once; without `images` their labels alone."""
     blocks = blocks_of(split, part, cut_of(split, IN_ORDER_WINDOW))
+    split = split if images else split.without_images()
     buffers = Buffers(3, max(map(split.span, blocks), default=1), split.features, split.dtype)
     return Stream(split, [blocks], lambda _: [in_file_order(blocks)], buffers, epochs=1)
 

@@ -149,10 +149,11 @@ def _shared(cut: Cut) -> bool:
 
 
 def _rows(sizes: Sizes, grid: Grid, stage: int) -> int:
-    """Images on the first stage, labels on the last; the tensor slices of a stage have one copy together."""
+    """Images on the first stage, labels on all; ranks that look at the same have one copy of training rows together."""
     data, pipe, tensor = grid
-    each = (sizes.image_bytes if stage == 0 else 0) + (FLOAT if stage == pipe - 1 else 0)
-    return -(-(sizes.training_rows + sizes.evaluation_rows) // data) * each // tensor
+    each = FLOAT + (sizes.image_bytes if stage == 0 else 0)
+    copies = tensor * (1 if stage == 0 else pipe - 1)
+    return each * (-(-sizes.training_rows // data) // copies + -(-sizes.evaluation_rows // data))
 
 
 def limit_of(asked: int | None, ranks_of_node: int) -> tuple[int, str]:

@@ -20,14 +20,17 @@ def data(tmp_path_factory):
     return write_image_set(tmp_path_factory.mktemp("data") / "set.h5", train=120, test=40)
 
 
-@pytest.mark.parametrize("words", [("--tensor", "2"), ("--pipe", "2"), ("--layout", "auto")])
-def test_a_network_that_is_too_large_for_one_rank_trains_on_two(data, tmp_path, words):
+def test_a_network_that_is_too_large_for_one_rank_is_refused_before_anything_is_made(data, tmp_path):
     alone = launch(1, *TRAIN, "--data", data, "--out", tmp_path / "alone", *LARGE, "--rank-memory", BUDGET)
     assert alone.returncode == 2
     assert re.search(
         r"a rank needs \d+ MiB \(weights .*and --rank-memory leaves \d+ MiB for it: use more", alone.stderr
     )
     assert not (tmp_path / "alone").exists()
+
+
+@pytest.mark.parametrize("words", [("--tensor", "2"), ("--pipe", "2")])
+def test_it_trains_on_two(data, tmp_path, words):
     done = launch(2, *TRAIN, "--data", data, "--out", tmp_path / "run", *LARGE, *words, "--rank-memory", BUDGET)
     assert done.returncode == 0, done.stdout + done.stderr
     start, *_, end = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
