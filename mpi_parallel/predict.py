@@ -68,8 +68,9 @@ def main(world: Communicator, arguments: list[str]) -> int:
     if world.rank == 0:
         unfinished.replace(target)
         seconds = time.perf_counter() - began
+        what = "" if isinstance(applied.split, PictureSplit) else f":{applied.split.images}"
         print(
-            f"{target}: {len(applied.split):,} rows of {config.apply.data}:{applied.split.images}; "
+            f"{target}: {len(applied.split):,} rows of {config.apply.data}{what}; "
             f"{seconds:.2f} s on {world.size} rank{'s' * (world.size > 1)}",
             flush=True,
         )
