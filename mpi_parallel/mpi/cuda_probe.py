@@ -41,8 +41,6 @@ def probe() -> Awareness:
 
 def main() -> int:
     """What the child does: 0 when the numbers arrive, NO_GPU without a GPU; MPI may also end it in its own way."""
-    from mpi4py import MPI
-
     from mpi_parallel.device import open_device
     from mpi_parallel.options import InputError
 
@@ -51,6 +49,8 @@ def main() -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return NO_GPU
+    from mpi4py import MPI  # starts MPI, for which there is no need before
+
     sent = device.xp.arange(COUNT, dtype="float32")
     received = device.xp.zeros_like(sent)
     device.synchronize()
