@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Device
 from mpi_parallel.device.clock import PHASES, Clock
+from mpi_parallel.device.interface import Schedule
+from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn.mlp import MLP
-from mpi_parallel.nn.optimizers import RULES
+from mpi_parallel.nn.optimizers import RULES, Optimizer
 from mpi_parallel.options import at_least, option, parse
 from mpi_parallel.result_merging.accelerator import ACCELERATED
 from mpi_parallel.result_merging.automatic import open_merger
@@ -25,6 +29,7 @@ from mpi_parallel.result_merging.buckets import Buckets
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.registry import MERGERS
 from mpi_parallel.training.banner import library
+from mpi_parallel.training.captured import CapturedSteps, why_not
 from mpi_parallel.training.step import train_step
 
 SENTENCE = (
@@ -66,45 +71,75 @@ def main(world: Communicator, arguments: list[str]) -> int:
     """Measure, show and keep; the exit status."""
     config = parse(StepConfig, arguments, "mpi_parallel.benchmark step", SENTENCE, speaks=world.rank == 0)
     device, threads = settle(config.device, world)
-    figures = measure_step(config.network, config.parallel.merge, device, world.on(device))
-    figures |= {"device": device.describe(), "threads": threads}
+    figures = measure_step(config, device, world.on(device))
+    figures |= {"device": device.describe(), "threads": threads, "precision": config.device.precision}
     if world.rank == 0:
         _show(figures)
     keep(figures, config, config.network.to, world)
     return 0
 
 
-def measure_step(options: NetworkOptions, merge: str, device: Device, comm: Communicator) -> dict[str, Any]:
+def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict[str, Any]:
     """Seconds of a whole training step, by phase, and the rate of its matrix products against a plain large one."""
-    model = MLP(device, (options.features, *options.hidden, options.classes))
+    options = config.network
+    model = MLP(device, (options.features, *options.hidden, options.classes), precision=config.device.precision)
     random = np.random.default_rng(comm.rank)
     images = random.integers(0, 256, (ROWS, options.features), np.uint8)
     labels = random.integers(0, options.classes, ROWS).astype(np.int32)
     engine = Replica(model, Rows(images, labels, Scaler.of(72.9, 90.0), device), Clock())
     rule = RULES[options.optimizer]
-    choice, optimizer = open_merger(merge, model.store, comm, rule), rule(model.store)
-    mine = len(block(options.batch_size, comm.size, comm.rank))
-    index = device.to_device(random.integers(0, ROWS, mine))
-    batch = Batch(index, device.to_device(np.zeros(mine, np.uint32)))
+    choice, optimizer = open_merger(config.parallel.merge, model.store, comm, rule), rule(model.store)
+    batches = _batches(len(block(options.batch_size, comm.size, comm.rank)), random, device)
+    steps = _steps(engine, choice.merger, optimizer, config)
 
-    def step() -> None:
-        train_step(engine, batch, choice.merger, optimizer, 1e-3)
-
-    seconds, steps = measure(step, options.seconds, device, comm, engine.clock.reset)
-    phases = {name: engine.clock.seconds[name] / steps for name in PHASES}
+    seconds, count = measure(lambda: steps(next(batches)), options.seconds, device, comm, engine.clock.reset)
+    phases = {name: engine.clock.seconds[name] / count for name in PHASES}
     choice.merger.close()
     products = 2 * options.batch_size * (3 * model.store.size - options.features * (model.widths[1]))
     return {
         "ranks": comm.size,
         "merge": choice.merger.name,
         "merge_seconds": choice.seconds,
+        "graphs": isinstance(steps, Numbered) and config.device.graphs,
         "buckets": _travels(choice.merger),
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
         "seconds_by_phase": phases,
         "step_gflops": products / seconds / 1e9,
-        "matmul_gflops": measure_matmul(device, comm),
+        "matmul_gflops": measure_matmul(device, comm, config.device.precision),
     }
+
+
+class Numbered:
+    """Captured steps, one after the other, numbered as a run would."""
+
+    def __init__(self, steps: CapturedSteps) -> None:
+        self.steps, self.number = steps, 0
+
+    def __call__(self, batch: Batch) -> None:
+        self.steps(batch, self.number)
+        self.number += 1
+
+
+def _steps(engine: Replica, merger: Merger, optimizer: Optimizer, config: StepConfig) -> Callable[[Batch], None]:
+    """Steps as a run on this device takes them."""
+    if engine.store.device.kind == "cpu" or why_not(engine, merger, optimizer, grouped=False):
+
+        def told(batch: Batch) -> None:
+            train_step(engine, batch, merger, optimizer, 1e-3)
+
+        return told
+    schedule = Schedule(1e-3, False, 0, 1)
+    return Numbered(CapturedSteps(engine, merger, optimizer, schedule, config.device.graphs))
+
+
+def _batches(rows: int, random: np.random.Generator, device: Device) -> Iterator[Batch]:
+    """Batches of so many rows, again and again; a GPU finds many of them in its memory, as in an epoch."""
+    many = 32 if device.kind != "cpu" else 1
+    index = device.to_device(random.integers(0, ROWS, many * rows))
+    keys = device.to_device(np.zeros(many * rows, np.uint32))
+    cuts = [(slice(n * rows, (n + 1) * rows), n * rows) for n in range(many)]
+    return cycle([Batch(index[cut], keys[cut], None, (index, keys), start) for cut, start in cuts])
 
 
 def _travels(merger: Merger) -> list[dict[str, float]]:
@@ -118,17 +153,21 @@ def _travels(merger: Merger) -> list[dict[str, float]]:
     ]
 
 
-def measure_matmul(device: Device, comm: Communicator, n: int = 1024) -> float:
-    """float32 GFLOP/s of n x n x n products on all ranks at once: what the step is measured against."""
-    a, b = (device.to_device(np.ones((n, n), np.float32)) for _ in range(2))
-    c = device.xp.empty((n, n), np.float32)
-    seconds, _ = measure(lambda: device.xp.matmul(a, b, out=c), 1.0, device, comm)
+def measure_matmul(device: Device, comm: Communicator, precision: str = "float32") -> float:
+    """GFLOP/s of large square products in this precision on all ranks at once: what the step is measured against."""
+    n = 1024 if device.kind == "cpu" else 8192
+    random = np.random.default_rng(0)  # a chip's clock depends on the numbers, of which zeros are the easiest
+    ws = Workspace(device, precision)
+    a, b = (device.to_device(random.normal(size=(n, n)).astype(np.float32)) for _ in range(2))
+    a, b, c = ws.narrowed(a), ws.narrowed(b), ws.empty((n, n))
+    seconds, _ = measure(lambda: device.kernels.linear(a, b, None, c, False), 1.0, device, comm)
     return comm.size * 2 * n**3 / seconds / 1e9
 
 
 def _show(figures: dict[str, Any]) -> None:
     phases = "  ".join(f"{name} {1e6 * seconds:.0f}" for name, seconds in figures["seconds_by_phase"].items())
     print(f"{figures['ranks']} ranks, {library()}, {figures['device']}, merged by {figures['merge']}")
+    print(f"how        {figures['precision']}, steps {'captured' if figures['graphs'] else 'told by the host'}")
     print(f"step       {1e6 * figures['step_seconds']:10.1f} us   {figures['samples_per_second']:,.0f} samples/s")
     print(f"of these   {phases} us")
     for bucket in figures["buckets"]:

@@ -22,7 +22,7 @@ def settle(options: DeviceOptions, world: Communicator) -> tuple[Device, int]:
     """The device that was asked for, and how many threads a rank has, as in training."""
     node = world.node()
     threads = settle_threads(options.threads, node)
-    return open_device(options.device, node.rank), threads
+    return open_device(options.device, node.rank, options.precision), threads
 
 
 def keep(figures: dict[str, Any], config: Any, to: str | None, world: Communicator) -> None:
