@@ -57,7 +57,7 @@ docs: $(READY) ## the documentation as a site, in build/site
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-gpu-check: $(READY) ## on a machine with a GPU: the tests marked gpu, and a timing of the step
+gpu-check: ## on a machine with a GPU: check and measure it; WHEELS=folder where there is no network
 	sh jobs/gpu-check $(ARGS)
 
 clean: ## remove .venv and what the tools left; runs and data stay

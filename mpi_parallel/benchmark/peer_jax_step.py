@@ -1,7 +1,8 @@
 """A training step of the same network in JAX on one device: many steps in one compiled `lax.scan`.
 
 A program of its own, with nothing of ours: python peer_jax_step.py '{"features": 784, "hidden": [128, 64], ...}'
-prints seconds a step as JSON. Images are uint8 in the device's memory; a step gathers and standardises its rows, as ours does.
+prints seconds a step as JSON. Images are uint8 in the device's memory; a step gathers and standardises its rows, as
+ours does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A training step of the same network in PyTorch on one GPU, in the ways in which one would write it for speed.
 
 A program of its own, with nothing of ours: python peer_torch_step.py '{"features": 784, "hidden": [128, 64], ...}'
-prints seconds a step as JSON, a line for each of `eager`, `compile` (torch.compile) and `graph` (the whole step in a CUDA
-graph, fused Adam). Images are uint8 in the GPU's memory; a step gathers and standardises its rows, as ours does.
+prints seconds a step as JSON, a line for each of `eager`, `compile` (torch.compile) and `graph` (the whole step in a
+CUDA graph, fused Adam). Images are uint8 in the GPU's memory; a step gathers and standardises its rows, as ours does.
 """
 
 from __future__ import annotations

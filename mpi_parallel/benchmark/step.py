@@ -106,7 +106,7 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
         "samples_per_second": options.batch_size / seconds,
         "seconds_by_phase": phases,
         "step_gflops": products / seconds / 1e9,
-        "matmul_gflops": measure_matmul(device, comm, config.device.precision),
+        "matmul_gflops": measure_matmul(device, comm, config.device.precision, min(1.0, options.seconds)),
     }
 
 
@@ -153,14 +153,14 @@ def _travels(merger: Merger) -> list[dict[str, float]]:
     ]
 
 
-def measure_matmul(device: Device, comm: Communicator, precision: str = "float32") -> float:
+def measure_matmul(device: Device, comm: Communicator, precision: str = "float32", budget: float = 1.0) -> float:
     """GFLOP/s of large square products in this precision on all ranks at once: what the step is measured against."""
     n = 1024 if device.kind == "cpu" else 8192
     random = np.random.default_rng(0)  # a chip's clock depends on the numbers, of which zeros are the easiest
     ws = Workspace(device, precision)
     a, b = (device.to_device(random.normal(size=(n, n)).astype(np.float32)) for _ in range(2))
     a, b, c = ws.narrowed(a), ws.narrowed(b), ws.empty((n, n))
-    seconds, _ = measure(lambda: device.kernels.linear(a, b, None, c, False), 1.0, device, comm)
+    seconds, _ = measure(lambda: device.kernels.linear(a, b, None, c, False), budget, device, comm)
     return comm.size * 2 * n**3 / seconds / 1e9
 
 
