@@ -6,19 +6,37 @@ import difflib
 import runpy
 import sys
 
-from mpi_parallel.commands import VERBS
+from mpi_parallel.commands import COMMANDS, VERBS
 
 ALL = (*VERBS, "completion")
+ELSEWHERE = {
+    "benchmark": "Measure this machine: step, merge, scaling, data or peers.",
+    "completion": "Print what bash, zsh or tcsh needs to complete this command.",
+}
 
 
 def main() -> None:
     """Run the entry point that the first argument names, with the rest of the arguments."""
-    if len(sys.argv) < 2 or sys.argv[1] not in ALL:
-        near = difflib.get_close_matches(sys.argv[1], ALL, n=1) if len(sys.argv) > 1 else []
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(overview())
+        return
+    if sys.argv[1] not in ALL:
+        near = difflib.get_close_matches(sys.argv[1], ALL, n=1)
         hint = f"{sys.argv[1]}: did you mean {near[0]}?\n" if near else ""
         sys.exit(f"{hint}usage: mpi-parallel VERB ...   with one of: {', '.join(ALL)}   (VERB --help tells more)")
     verb = sys.argv.pop(1)
     runpy.run_module(f"mpi_parallel.{verb}", run_name="__main__", alter_sys=True)
+
+
+def overview() -> str:
+    """All verbs, with what they are for."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # nothing here speaks to other ranks
+    lines = [f"  {verb:11} {ELSEWHERE.get(verb) or COMMANDS[verb].sentence}" for verb in ALL]
+    return "\n".join(
+        ["usage: mpi-parallel VERB ...        under mpirun, srun or alone", "", *lines, "", "VERB --help tells more."]
+    )
 
 
 if __name__ == "__main__":

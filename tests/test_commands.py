@@ -95,3 +95,9 @@ def test_without_shtab_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "shtab", None)
     with pytest.raises(InputError, match=r"pip install 'mpi_parallel\[completion\]'"):
         completion.main(["bash"])
+
+
+def test_alone_it_lists_all_verbs():
+    told = subprocess.run([sys.executable, "-m", "mpi_parallel"], capture_output=True, text=True, check=True).stdout
+    for verb in (*VERBS, "completion"):
+        assert re.search(rf"^  {verb} +[A-Z]", told, re.MULTILINE)

@@ -50,6 +50,7 @@ class Recorder:
 
     def __init__(self, steps: int) -> None:
         self.steps, self.spans, self._seldom = steps, list[Span](), 0
+        self.first: int | None = None  # step; a run that goes on does not begin with 1
         self._open: tuple[float, int, str, int | None] | None = None
 
     def change(self, now: float, step: int, name: str, micro: int | None) -> None:
@@ -63,7 +64,9 @@ class Recorder:
         self._keep(Span(lane, name, begun, ended, step))
 
     def _keep(self, span: Span) -> None:
-        if span.step <= self.steps:
+        if span.step and self.first is None:
+            self.first = span.step
+        if span.step < (self.first or 1) + self.steps:
             self.spans.append(span)
         elif span.name in SELDOM and self._seldom < MOST_SELDOM:
             self._seldom += 1
@@ -83,9 +86,9 @@ class Trace:
         """Rank 0 writes trace.json into the folder; all ranks together. The name of the file."""
         path = folder / "trace.json"
         self._ticks.append(_tick(self.world))
-        spans = list(self._aligned())
+        spans, first = list(self._aligned()), self.recorder.first or 1
         for name, comm in (("merge", self.world), ("publish", self.grid.data)):
-            spans = _apart(spans, name, comm, self.recorder.steps)
+            spans = _apart(spans, name, comm, range(first, first + self.recorder.steps))
         facts = {"steps": self.recorder.steps, "clocks": "those of all ranks moved onto rank 0's"}
         mine = ",\n".join(json.dumps(event) for event in _events(spans, self.world.rank, self.grid))
         if self.world.rank:
@@ -133,20 +136,20 @@ def _tick(world: Communicator) -> tuple[float, float]:
     return perf_counter(), behind
 
 
-def _apart(spans: Iterable[Span], name: str, comm: Communicator, steps: int) -> list[Span]:
+def _apart(spans: Iterable[Span], name: str, comm: Communicator, steps: range) -> list[Span]:
     """The spans, those of this name cut where the last rank of `comm` has come: what is before is `wait`."""
     spans = list(spans)
-    arrivals = np.full(steps + 1, -np.inf)
+    arrivals = np.full(len(steps), -np.inf)  # by step
     for span in spans:
         if span.name == name:
-            arrivals[span.step] = span.begun
+            arrivals[steps.index(span.step)] = span.begun
     comm.on_host().largest(arrivals)
     cut: list[Span] = []
     for span in spans:
         if span.name != name:
             cut.append(span)
             continue
-        middle = min(max(float(arrivals[span.step]), span.begun), span.ended)
+        middle = min(max(float(arrivals[steps.index(span.step)]), span.begun), span.ended)
         cut += [span._replace(name="wait", ended=middle), span._replace(begun=middle)]
     return [span for span in cut if span.ended > span.begun]
 

@@ -133,6 +133,16 @@ def test_only_the_first_steps_are_kept(trace):
         assert max(event["args"]["step"] for event in events if event["name"] not in SELDOM) == 2
 
 
+@pytest.mark.parallel([1, 2])
+def test_a_run_that_goes_on_is_traced_from_there(trace):
+    trace("--checkpoint-every", 4, steps=4)
+    by_rank = trace("--resume", "auto", "--trace-steps", 2, steps=9)
+    for events in by_rank.values():
+        taken = {event["args"]["step"] for event in events if event["name"] == "merge"}
+        assert taken <= {5, 6}
+        assert of(events, 5, "update")
+
+
 def test_memory_is_bounded_by_the_steps_that_are_kept():
     recorder = Recorder(steps=3)
     for step in range(1, 3 * MOST_SELDOM):
