@@ -52,6 +52,9 @@ def main(world: Communicator, arguments: list[str]) -> int:
     target = Path(config.predict.to)
     if not target.parent.is_dir():
         raise InputError(f"--to {target}: there is no folder {target.parent}")
+    for source in (config.apply.data, config.apply.checkpoint):
+        if target.exists() and Path(source).exists() and target.samefile(source):
+            raise InputError(f"--to {target} is what is read, and would be overwritten: name another file")
     applied = Applied(config.apply, config.predict.split, world)
     if not len(applied.split):
         raise InputError(f"{config.apply.data}: there are no rows in {applied.split.images}")

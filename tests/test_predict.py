@@ -122,3 +122,9 @@ def test_a_bad_pixel_leaves_nothing_behind(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     data = write_unlabelled(tmp_path / "rows.h5", 5)
     refused(tmp_path, "there is no folder", data, tmp_path / "absent" / "out.h5")
+
+
+def test_what_is_read_is_not_overwritten(tmp_path):
+    data = write_unlabelled(tmp_path / "rows.h5", 5)
+    refused(tmp_path, "is what is read, and would be overwritten", data, data)
+    assert data.exists()

@@ -8,7 +8,6 @@ import numpy as np
 
 from mpi_parallel.options import InputError
 from mpi_parallel.training.log import logger
-from mpi_parallel.training.saved import load, names
 
 if TYPE_CHECKING:
     from mpi_parallel.training.fit import Run
@@ -24,6 +23,8 @@ def start(run: Run) -> None:
     path = run.config.run.start
     if path is None:
         return
+    from mpi_parallel.training.saved import load, names  # here, because most runs start anew
+
     trained, _ = load(path)
     here, there = (" - ".join(map(str, widths)) for widths in (run.engine.model.widths, trained.widths))
     if here != there:
