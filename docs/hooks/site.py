@@ -77,7 +77,7 @@ def _options(kind: Any) -> Iterator[str]:
         for field in dataclasses.fields(hints[group.name]):
             told = field.metadata
             word = told["name"] if told["positional"] else f"{flag(field.name)} {_value(field)}".strip()
-            yield f"| `{_cell(word)}` | {_default(field)} | {_cell(told['sentence'])} |"
+            yield f"| `{word}` | {_default(field)} | {_cell(told['sentence'])} |"
     yield ""
 
 
@@ -93,6 +93,8 @@ def _default(field: Any) -> str:
         return "required"
     if field.default is None or field.default == ():
         return ""
+    if isinstance(field.default, bool):
+        return "on; `--no-…` is off" if field.default else "off"
     words = field.default if isinstance(field.default, tuple) else [field.default]
     return f"`{' '.join(map(str, words))}`"
 
