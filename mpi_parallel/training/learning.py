@@ -38,7 +38,7 @@ def learn(
     batch, rule = config.batch, config.optimizer
     with _node(comm) as node:
         settle_threads(config.threads, node)
-        device = open_device(config.device.device, node.rank)
+        device = open_device(config.device.device, node.rank, config.device.precision)
     comm = comm.on(device)
     data = image_set(images_NF, labels_N, classes)
     training = TrainingRows(data, batch.shards, batch.seed, comm, device, groups=config.groups)

@@ -114,6 +114,8 @@ class Emulated(StrictModule):
             driverGetVersion=lambda: 13000,
             runtimeGetVersion=lambda: 12090,
             memcpyAsync=copy,
+            hostRegister=lambda address, size, flags: self.events.append(("register", size)),
+            hostUnregister=lambda address: None,
             streamCaptureModeThreadLocal=1,
             memcpyHostToDevice=1,
             memcpyDeviceToHost=2,

@@ -20,6 +20,7 @@ from mpi_parallel.device.cuda_kernels import source
 
 HERE = Path(__file__).parent
 SANITIZE = "CUDA_SHIM_SANITIZE"  # set in the child process that has AddressSanitizer loaded
+BUILT = "CUDA_SHIM_BUILT"  # where a process finds the library that its parent has built
 PLAIN, SANITIZED = ("-O1",), ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 # What Python passes as a parameter, by the letters of cuda_shim.h.
 LETTERS = {"p": ("uint64", "array"), "l": ("int64",), "i": ("int32", "uint32"), "f": ("float32",), "d": ("float64",)}
@@ -33,39 +34,40 @@ def compiler() -> str:
 
 @cache
 def shim() -> Shim:
-    """The library of this process, which is built once."""
-    return Shim(SANITIZED if os.environ.get(SANITIZE) else PLAIN)
+    """The library of this process, which is built once, or was by the one that started it."""
+    built = os.environ.get(BUILT)
+    if built:
+        return Shim(Path(built))
+    with tempfile.TemporaryDirectory() as folder:
+        return Shim(build(Path(folder), SANITIZED if os.environ.get(SANITIZE) else PLAIN))
+
+
+def build(folder: Path, flags: Sequence[str] = PLAIN) -> Path:
+    """Compile the kernels with a table of them at the end; the library."""
+    code = f'#include "{HERE / "cuda_shim.h"}"\n{source()}\n'
+    (folder / "kernels.cpp").write_text(code)
+    common = [compiler(), "-std=c++14", "-ffp-contract=off", "-Wall", "-Wno-unused-function"]
+    expanded = subprocess.run([*common, "-E", folder / "kernels.cpp"], capture_output=True, text=True, check=True)
+    names = re.findall(r'extern "C"\s+void\s+(\w+)\(', expanded.stdout.split("block_sum", 1)[1])
+    entries = "".join(f'{{"{n}", letters({n}), [](void **g) {{ unpack({n}, g); }}}},\n' for n in names)
+    table = (
+        f"static const Entry table[] = {{\n{entries}}};\n"
+        "static const Entry *find(const char *name)\n{\n"
+        "    for (const Entry &entry : table) if (!strcmp(entry.name, name)) return &entry;\n"
+        "    return nullptr;\n}\n"
+    )
+    (folder / "kernels.cpp").write_text(code + table)
+    library, linking = folder / "kernels.so", ["-shared", "-fPIC", "-Wl,-Bsymbolic"]
+    subprocess.run([*common, *flags, *linking, folder / "kernels.cpp", "-o", library], check=True)
+    return library
 
 
 class Shim:
     """The kernels by their names."""
 
-    def __init__(self, flags: Sequence[str]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            library = self._build(Path(folder), flags)
-            self.library = ctypes.CDLL(str(library))
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
         self.library.types_of.restype = ctypes.c_char_p
-
-    def _build(self, folder: Path, flags: Sequence[str]) -> Path:
-        """Compile the kernels with a table of them at the end."""
-        code = f'#include "{HERE / "cuda_shim.h"}"\n{source()}\n'
-        (folder / "kernels.cpp").write_text(code)
-        common = [compiler(), "-std=c++14", "-ffp-contract=off", "-Wall", "-Wno-unused-function"]
-        expanded = subprocess.run([*common, "-E", folder / "kernels.cpp"], capture_output=True, text=True, check=True)
-        names = re.findall(r'extern "C"\s+void\s+(\w+)\(', expanded.stdout.split("block_sum", 1)[1])
-        entries = "".join(f'{{"{n}", letters({n}), [](void **g) {{ unpack({n}, g); }}}},\n' for n in names)
-        table = (
-            f"static const Entry table[] = {{\n{entries}}};\n"
-            "static const Entry *find(const char *name)\n{\n"
-            "    for (const Entry &entry : table) if (!strcmp(entry.name, name)) return &entry;\n"
-            "    return nullptr;\n}\n"
-        )
-        (folder / "kernels.cpp").write_text(code + table)
-        library = folder / "kernels.so"
-        subprocess.run(
-            [*common, *flags, "-shared", "-fPIC", "-Wl,-Bsymbolic", folder / "kernels.cpp", "-o", library], check=True
-        )
-        return library
 
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
         """As CuPy does it; arguments of a type other than the parameter's are refused."""
