@@ -41,7 +41,7 @@ def ends(cluster: Cluster, root: Path, jobs: dict[str, int]) -> dict[str, dict[s
     """Stop each once it trains; what Slurm tells of each when all have come to their ends."""
     for command in (["scontrol", "requeue"], ["scancel", "--signal=TERM"]):
         number = jobs["signal" if "--signal=TERM" in command else "requeue"]
-        cluster.wait_for("first epoch", lambda run=f"slurm-{number}": len(events(root, run)) > 2, 60)
+        cluster.wait_for("first epoch", lambda run=f"slurm-{number}": len(events(root, run)) > 2, 150)
         time.sleep(0.5)
         cluster.run(*command, str(number))
     return {name: cluster.ended(number, 300) for name, number in jobs.items()}
