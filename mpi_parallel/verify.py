@@ -2,6 +2,9 @@
 
 Grids with the same number of tensor ranks, which cut layers alike, must give the same weights, bit for bit. Where
 layers are cut in other ways the sums within a matrix product are taken in another order: losses agree to TOLERANCE.
+
+Gradients are those of one step with all rows, plain, in which stages may share layers: of each grid they and the
+weights behind them are held against those of one rank, and against a float64 network's (nn/plain.py).
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from mpi_parallel.config import LARGEST_BATCH
 from mpi_parallel.mpi.launcher import child_environment, mpirun_beside
 from mpi_parallel.options import InputError, at_least, option, parse
 
@@ -24,8 +28,11 @@ SENTENCE = "Train a few steps with --reproducible on every grid of each number o
 STEPS_OF_CUT_LAYERS = 4  # see _steps
 TOLERANCE = 1e-5  # of the test loss, relative; float32 rounds to 6e-8 a number
 LAYERS = "--hidden 48 40 36 32 28 24 20"  # enough for eight stages
+GRADIENT_LAYERS = (96, 600, 40, 36, 32, 28, 24)  # also eight, and some that stages share
+GRADIENT_TOLERANCE = 2e-5  # of the largest number in the array
 
 Grid = tuple[int, int, int]  # data, pipe, tensor
+Arrays = dict[str, Any]  # of float64, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,8 @@ def main(arguments: list[str]) -> int:
         ends = {grid: _told(options, grid, data, Path(folder) / f"run-{number}") for number, grid in enumerate(grids)}
         cut = any(tensor > 1 for _, _, tensor in grids)
         whole = _run(options, (1, 1, 1), data, Path(folder) / "run-whole", _steps(options, 2)) if cut else {}
-    return 0 if _same_bits(ends) and _close(ends, whole) else 1
+        agreed = [_same_bits(ends), _close(ends, whole), _gradients_agree(options, grids, data, Path(folder))]
+    return 0 if all(agreed) else 1
 
 
 def grids_of(ranks: int, layouts: str) -> list[Grid]:
@@ -100,6 +108,64 @@ def _close(ends: Mapping[Grid, dict[str, Any]], whole: Mapping[str, Any]) -> boo
     return max(far, default=0.0) <= TOLERANCE
 
 
+def _gradients_agree(options: VerifyOptions, grids: Sequence[Grid], data: str, folder: Path) -> bool:
+    """Whether gradients and weights of one step are the same on every grid, and those of the plain network; told."""
+    import numpy as np  # here, because whoever only asks for --help needs none of it
+
+    found: dict[Grid, Arrays] = {}
+    for number, grid in enumerate(dict.fromkeys([(1, 1, 1), *grids])):
+        found[grid] = _one_step(options, grid, data, folder / f"step-{number}")
+    alone = found[1, 1, 1]
+    expected = {"one rank's": alone} | ({} if options.data else {"a float64 network's": _plain(data, alone)})
+    verdicts = []
+    for whose, arrays in expected.items():
+        far = max(
+            float(np.abs(ours[name] - theirs).max() / np.abs(theirs).max())
+            for ours in found.values()
+            for name, theirs in arrays.items()
+        )
+        verdicts.append(far <= GRADIENT_TOLERANCE)
+        verdict = "agree with" if verdicts[-1] else "DIFFER from"
+        print(f"gradients and weights of a step {verdict} {whose}: {far:.1e} apart, {GRADIENT_TOLERANCE:.0e} allowed")
+    return all(verdicts)
+
+
+def _one_step(options: VerifyOptions, grid: Grid, data: str, out: Path) -> Arrays:
+    """Gradients, by names such as "v/W0", and weights, "W0", of a step with all rows: momentum starts from nothing,
+    so its state is the gradient."""
+    import h5py
+
+    hidden = " ".join(map(str, GRADIENT_LAYERS))
+    words = f"--optimizer momentum --checkpoint-every 1 --batch-size {LARGEST_BATCH} --hidden {hidden}"
+    _launch(options, grid, data, out, 1, words)
+    with h5py.File(out / "checkpoints" / "step-00000001.h5") as file:
+        gradients = {f"v/{name}": array[...].astype(float) for name, array in file["optimizer/v"].items()}
+        return gradients | {name: array[...].astype(float) for name, array in file["weights"].items()}
+
+
+def _plain(data: str, alone: Arrays) -> Arrays:
+    """The same from the file that `_make_data` wrote, by the plain network in float64."""
+    import h5py
+    import numpy as np
+
+    from mpi_parallel.nn.mlp import glorot_uniform
+    from mpi_parallel.nn.plain import mean_gradient
+
+    with h5py.File(data) as file:
+        images, labels = file["train/images"][...].reshape(len(file["train/labels"]), -1), file["train/labels"][...]
+    x = (images - images.mean(axis=0)) / np.where(images.std(axis=0) == 0, 1, images.std(axis=0))
+    depth = len(GRADIENT_LAYERS) + 1
+    names = [f"{kind}{number}" for number in range(depth) for kind in "Wb"]
+    shapes = [alone[name].shape for name in names]
+    start = [
+        glorot_uniform(shape[0], shape[1], 0, number // 2).astype(float) if len(shape) == 2 else np.zeros(shape)
+        for number, shape in enumerate(shapes)
+    ]
+    gradients = mean_gradient(start, x, labels)
+    weights = [w - 1e-3 * g for w, g in zip(start, gradients, strict=True)]
+    return {f"v/{name}": g for name, g in zip(names, gradients, strict=True)} | dict(zip(names, weights, strict=True))
+
+
 def _told(options: VerifyOptions, grid: Grid, data: str, out: Path) -> dict[str, Any]:
     """Run on this grid, and print its line."""
     end = _run(options, grid, data, out, _steps(options, grid[2]))
@@ -123,18 +189,23 @@ def _counts(text: str) -> list[int]:
 
 def _run(options: VerifyOptions, grid: Grid, data: str, out: Path, steps: int) -> dict[str, Any]:
     """The end event of one run. Raises InputError with what it said when it failed."""
+    _launch(options, grid, data, out, steps, f"--reproducible --checkpoint-every never {LAYERS} {options.options}")
+    end: dict[str, Any] = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return end
+
+
+def _launch(options: VerifyOptions, grid: Grid, data: str, out: Path, steps: int, words: str) -> None:
+    """Train on this grid. Raises InputError with what it said when it failed."""
     train = f"{sys.executable} -m mpi_parallel.train --data {data} --out {out} --steps {steps}"
-    fixed = f"--reproducible --progress none --pipe {grid[1]} --tensor {grid[2]} {LAYERS}"
+    fixed = f"--progress none --no-report --pipe {grid[1]} --tensor {grid[2]}"
     launcher = (options.launcher or f"{mpirun_beside()} -n {{ranks}}").format(ranks=prod(grid))
-    command = shlex.split(f"{launcher} {train} {fixed} {options.options}")
+    command = shlex.split(f"{launcher} {train} {fixed} {words}")
     try:
         done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=options.timeout)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(f"{shlex.join(command)}: {error}") from None
     if done.returncode:
         raise InputError(f"{shlex.join(command)} left with {done.returncode}:\n{done.stdout}{done.stderr}")
-    end: dict[str, Any] = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    return end
 
 
 def _make_data(path: Path) -> str:

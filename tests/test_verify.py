@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from mpi4py import MPI
 
 from mpi_parallel import verify
-from mpi_parallel.options import InputError
+from mpi_parallel.options import InputError, parse
 
 
 def test_ranks_agree_to_the_bit_and_the_table_shows_it():
@@ -19,8 +21,29 @@ def test_ranks_agree_to_the_bit_and_the_table_shows_it():
     lines = done.stdout.splitlines()
     assert [line[7:27].strip() for line in lines[1:5]] == ["1 x 1 x 1", "2 x 1 x 1", "1 x 2 x 1", "1 x 1 x 2"]
     assert len({line.split()[-1] for line in lines[1:4]}) == 1
-    assert lines[-2] == "the same weights, bit for bit for each of 2 ways to cut layers"
-    assert lines[-1].startswith("with cut layers the losses agree: ")
+    assert lines[5] == "the same weights, bit for bit for each of 2 ways to cut layers"
+    assert lines[6].startswith("with cut layers the losses agree: ")
+    assert lines[7].startswith("gradients and weights of a step agree with one rank's: ")
+    assert lines[8].startswith("gradients and weights of a step agree with a float64 network's: ")
+
+
+@pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="once is enough: eight processes take their time")
+def test_gradients_on_six_and_eight_ranks_are_those_of_one_and_of_float64(tmp_path, capsys):
+    data = verify._make_data(tmp_path / "data.h5")
+    options = parse(verify.VerifyConfig, [], "verify", "").verify
+    assert verify._gradients_agree(options, [(1, 3, 2), (2, 2, 2), (1, 8, 1)], data, tmp_path)
+    assert capsys.readouterr().out.count("agree with") == 2
+
+
+def test_gradients_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
+    def one_step(options, grid, data, out):
+        return {"v/W0": np.ones((2, 2)) + 1e-3 * (grid[1] - 1), "W0": np.ones((2, 2))}
+
+    monkeypatch.setattr(verify, "_one_step", one_step)
+    options = parse(verify.VerifyConfig, ["--data", "mine.h5"], "verify", "").verify
+    assert verify._gradients_agree(options, [(2, 1, 1)], "mine.h5", tmp_path)
+    assert not verify._gradients_agree(options, [(1, 2, 1)], "mine.h5", tmp_path)
+    assert "DIFFER from one rank's: 1.0e-03 apart, 2e-05 allowed" in capsys.readouterr().out
 
 
 def test_weights_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
@@ -28,6 +51,7 @@ def test_weights_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
         return {"test_loss": 1.0, "test_accuracy": 0.5, "weights_sha256": f"{min(grid[0], 2)}" * 64}
 
     monkeypatch.setattr(verify, "_run", run)
+    monkeypatch.setattr(verify, "_gradients_agree", lambda *_: True)
     assert verify.main(["--ranks", "1,2,3", "--layouts", "data"]) == 1
     assert capsys.readouterr().out.endswith("THE WEIGHTS DIFFER\n")
     assert verify.main(["--ranks", "2,3", "--layouts", "data"]) == 0
@@ -38,6 +62,7 @@ def test_a_loss_that_differs_where_layers_are_cut_is_told_and_fails(monkeypatch,
         return {"test_loss": 1.0 + 1e-4 * (grid[2] - 1), "test_accuracy": 0.5, "weights_sha256": f"{grid[2]}" * 64}
 
     monkeypatch.setattr(verify, "_run", run)
+    monkeypatch.setattr(verify, "_gradients_agree", lambda *_: True)
     assert verify.main(["--ranks", "1,2"]) == 1
     assert capsys.readouterr().out.endswith("with cut layers the losses DIFFER: 1.0e-04 apart, 1e-05 allowed\n")
 

@@ -85,8 +85,8 @@ def of_stage(sizes: Sizes, grid: Grid, stage: int) -> Forecast:
     size = FLOAT * sum(len(cut.rows) * len(cut.columns) + len(cut.bias) for cut in cuts)
     weights, moments, merging = _merged(sizes, grid, size)
     if tensor > 1:  # MPI's, where it forms the largest of the sums over slices
-        scored = max(EVALUATION_ROWS, sizes.micro_batch or -(-sizes.batch_size // grid[0]))
-        merging += 2 * FLOAT * scored * max(sizes.widths[1:])
+        batch = -(-min(sizes.batch_size, sizes.training_rows or sizes.batch_size) // grid[0])
+        merging += 2 * FLOAT * max(EVALUATION_ROWS, sizes.micro_batch or batch) * max(sizes.widths[1:])
     return Forecast(
         weights + (size if sizes.narrow else 0), size, moments, merging, _activations(sizes, grid, cuts, stage),
         _rows(sizes, grid, stage), sizes.snapshots * size * (1 + len(RULES[sizes.optimizer].names)) // grid[0],
