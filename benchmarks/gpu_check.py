@@ -110,7 +110,7 @@ def peer(name: str, seconds: float, shape: tuple[dict[str, Any], int, str], opti
     """The same step by a peer, in all the ways that its program has."""
     network, batch, precision = shape
     given = {**network, "batch_size": batch, "precision": precision, "device": options.device}
-    given["ways"] = ["eager", "compile", "graph"] if options.device == "cuda" else ["eager"]
+    given["ways"] = ["eager", "graph", "compile"] if options.device == "cuda" else ["eager"]
     given["seconds"] = 0.2 if options.tiny else 2
     command = [options.python, str(PEERS / f"peer_{name}_step.py"), json.dumps(given)]
     absent = subprocess.run([options.python, "-c", f"import {name}"], capture_output=True, cwd="/").returncode

@@ -33,7 +33,7 @@ class ColumnParallelLinear(Linear):
             if self.first:
                 self.weight_gradient(x_BI, dy_BO)
                 return dy_BO
-            dx_BI = F.linear_input_gradient(self.ws, dy_BO, self.W.factor)
+            dx_BI = F.linear_input_gradient(self.ws, dy_BO, self.W.factor, partial=True)
             sum_of_dx = self.comm.begin_sum(dx_BI)  # travels while dW is computed
             self.weight_gradient(x_BI, dy_BO)
             sum_of_dx.wait()
@@ -75,7 +75,7 @@ class RowParallelLinear:
             F.linear_weight_gradient(self.ws, x_BI, dy_BO, self.W.gradient, db_O, self.store.accumulating)
             if self.first:
                 return dy_BO
-            return self.ws.narrowed(F.linear_input_gradient(self.ws, dy_BO, self.W.factor))
+            return F.linear_input_gradient(self.ws, dy_BO, self.W.factor)
 
         return y_BO, backward
 

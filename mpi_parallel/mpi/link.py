@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ IN_FLIGHT = 2  # arrays on their way to a neighbour: one that it is about to tak
 
 
 class Link:
-    """This rank's end of a connection to the rank `peer`. Arrays (float32, of one device) arrive in the order sent."""
+    """This rank's end of a connection to the rank `peer`. Arrays of one device arrive in the order sent."""
 
     def __init__(self, comm: Communicator, peer: int) -> None:
         self.comm, self.peer = comm, peer
@@ -26,7 +28,7 @@ class Link:
         envelope = self._outbox[self._sent % IN_FLIGHT]
         self._sent += 1
         envelope.wait()
-        values = envelope.filled(self.comm.device.to_host(array))
+        values = envelope.filled(_plain(self.comm.device.to_host(array)))
         envelope.requests = [self.comm.comm.Isend(part, self.peer) for part in messages(values)]
 
     def expect(self, array: Array) -> Expected:
@@ -43,14 +45,14 @@ class Envelope:
     """Memory of the host for one array on its way, used again and again."""
 
     def __init__(self) -> None:
-        self._memory = np.empty(0, np.float32)
+        self._memory = np.empty(0, np.uint8)
         self.requests: list[MPI.Request] = []
 
-    def filled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def filled(self, values: NDArray[Any]) -> NDArray[Any]:
         """A copy of the values."""
-        if self._memory.size < values.size:
-            self._memory = np.empty(values.size, np.float32)
-        copy = self._memory[: values.size].reshape(values.shape)
+        if self._memory.nbytes < values.nbytes:
+            self._memory = np.empty(values.nbytes, np.uint8)
+        copy: NDArray[Any] = self._memory[: values.nbytes].view(values.dtype).reshape(values.shape)
         copy[...] = values
         return copy
 
@@ -66,8 +68,8 @@ class Expected:
 
     def __init__(self, link: Link, array: Array) -> None:
         self._device, self._array = link.comm.device, array
-        self._values = array if self._device.kind == "cpu" else np.empty(array.shape, np.float32)
-        self._requests = [link.comm.comm.Irecv(part, link.peer) for part in messages(self._values)]
+        self._values = array if self._device.kind == "cpu" else np.empty(array.shape, array.dtype)
+        self._requests = [link.comm.comm.Irecv(part, link.peer) for part in messages(_plain(self._values))]
 
     @waiting
     def wait(self) -> Array:
@@ -75,3 +77,8 @@ class Expected:
         MPI.Request.Waitall(self._requests)
         self._device.refill(self._array, self._values)
         return self._array
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """The same memory, of a type that MPI knows: of half precision it knows none."""
+    return values.view(np.uint16) if values.dtype == np.float16 else values

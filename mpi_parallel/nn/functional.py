@@ -40,11 +40,12 @@ def product(ws: Workspace, x_BI: Array, W_IO: Array) -> Array:
     return y_BO
 
 
-def linear_input_gradient(ws: Workspace, dy_BO: Array, W_IO: Array) -> Array:
-    """dx = dy W^T, (B, I) float32; it is to be `narrowed` once it is complete."""
-    dx_BI = ws.empty((dy_BO.shape[0], W_IO.shape[0]))
+def linear_input_gradient(ws: Workspace, dy_BO: Array, W_IO: Array, partial: bool = False) -> Array:
+    """dx = dy W^T, (B, I), an operand; or where it is part of a sum float32, to be `narrowed` once that is complete."""
+    shape = dy_BO.shape[0], W_IO.shape[0]
+    dx_BI = ws.empty(shape) if partial else ws.operand(shape)
     ws.kernels.input_gradient(dy_BO, W_IO, dx_BI)
-    return dx_BI
+    return dx_BI if partial else ws.narrowed(dx_BI)
 
 
 def relu_mask(ws: Workspace, rows: int, width: int) -> Array | None:

@@ -63,7 +63,7 @@ class Linear:
                 return dy_BO
             if mask_below is not None:
                 return F.linear_relu_gradient(self.ws, dy_BO, self.W.factor, x_BI, mask_below)
-            return self.ws.narrowed(F.linear_input_gradient(self.ws, dy_BO, self.W.factor))
+            return F.linear_input_gradient(self.ws, dy_BO, self.W.factor)
 
         return y_BO, backward
 
