@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.launch import send
+
 PACKAGES = ("slurm-wlm", "slurm-wlm-basic-plugins", "slurm-client", "munge", "libpmix2", "libpmi2-0")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
 # As root a system's programs need not be on PATH.
@@ -114,8 +116,9 @@ class Cluster:
         if (self.folder / "slurmctld.pid").exists():
             self.run("scancel", "--full", f"--user={os.geteuid()}", check=False)
             time.sleep(0.5)
-        for daemon in reversed(self._daemons):  # a step's keeper is a child of nobody: its group is its node's
+        for daemon in reversed(self._daemons):
             _end(daemon)
+        send(f"SLURM_CONF={self.folder}/", signal.SIGKILL)  # what is left of steps: their keepers are nobody's children
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, *words: str, check: bool = True, cwd: Path | None = None, **settings: str) -> str:
