@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mpi_parallel.benchmark import data, imports, merge, peers, scaling, step
+from mpi_parallel.benchmark import checkpoint, data, imports, merge, peers, scaling, step
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError
@@ -15,6 +15,7 @@ VERBS: dict[str, Callable[[Communicator, list[str]], int]] = {
     "data": data.main,
     "peers": peers.main,
     "scaling": scaling.main,
+    "checkpoint": checkpoint.main,
     "imports": imports.main,
 }
 

@@ -1,0 +1,183 @@
+"""`mpirun -n 2 python -m mpi_parallel.benchmark checkpoint`: what saving costs, and how fast a large one is.
+
+Both are measured on whole runs of `train` in this process: the default job with a checkpoint a second and with none, in
+turn; then a large network after each of some steps, in turn with the same bytes written by one rank as fast as it can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpi_parallel.benchmark.scratch import scratch_folder
+from mpi_parallel.benchmark.timing import keep
+from mpi_parallel.config import TrainConfig
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import at_least, option, parse
+from mpi_parallel.train import train
+from mpi_parallel.training.banner import library
+from mpi_parallel.training.checkpoint import write
+from mpi_parallel.training.survival import Forgetful
+
+SENTENCE = "Measure what checkpoints cost a run, and the rate at which a large one is written against the disk's."
+FEATURES, CLASSES, ROWS = 784, 10, 60_000  # of images like Fashion-MNIST's
+ARRAYS = 3  # as large as the network: weights, and Adam's two moments
+SLAB = 4 << 20  # bytes that the disk gets at a time
+WARM_UP = 2  # epochs that are not counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """what is measured"""
+
+    seconds: float = option(6.0, "time that one run of the default job takes", check=at_least(0.1))
+    rounds: int = option(3, "times that everything is measured", check=at_least(1))
+    every: str = option("1s", "how often the default job is saved", name="1s")
+    parameters: int = option(100_000_000, "weights of the large network", check=at_least(10_000))
+    folder: str = option(".", "where the files are written: on the disk that is to be measured", name="FOLDER")
+    to: str | None = option(None, "also write the figures as JSON", name="FILE.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """All options of `benchmark checkpoint`."""
+
+    checkpoint: CheckpointOptions
+
+
+def main(world: Communicator, arguments: list[str]) -> int:
+    """Measure, show and keep; the exit status."""
+    config = parse(CheckpointConfig, arguments, "mpi_parallel.benchmark checkpoint", SENTENCE, speaks=world.rank == 0)
+    options = config.checkpoint
+    room = ROWS * FEATURES + 3 * 4 * ARRAYS * options.parameters
+    with scratch_folder(options.folder, room, world) as folder:
+        figures = {"ranks": world.size} | measure_overhead(options, folder, world)
+        figures |= measure_rate(options, folder, world)
+    if world.rank == 0:
+        _show(figures)
+    keep(figures, config, options.to, world)
+    return 0
+
+
+def measure_overhead(options: CheckpointOptions, folder: Path, world: Communicator) -> dict[str, Any]:
+    """Seconds of training an epoch of the default job takes, saved and not saved."""
+    data = _make(folder / "images.h5", ROWS, world)
+    runs = Runs(folder, world, data)
+    once = median(runs.epochs(["--epochs", str(WARM_UP + 3), "--checkpoint-every", "never"]))
+    epochs = WARM_UP + max(5, int(options.seconds / once))
+    seconds: dict[str, list[float]] = {options.every: [], "never": []}
+    saved = 0
+    for _ in range(options.rounds):
+        for every, found in seconds.items():
+            took = runs.epochs(["--epochs", str(epochs), "--checkpoint-every", every])
+            found.append(sum(took) / len(took))
+            saved += len(runs.saved)
+    with_them, without = (median(found) for found in seconds.values())
+    return {
+        "epoch_seconds_saved": with_them,
+        "epoch_seconds": without,
+        "overhead": with_them / without - 1,
+        "checkpoints_a_run": saved / options.rounds,
+        "rounds": seconds,
+    }
+
+
+def measure_rate(options: CheckpointOptions, folder: Path, world: Communicator) -> dict[str, Any]:
+    """Bytes a second of checkpoints of a large network, from the copy to the name, and of plain writing."""
+    data = _make(folder / "few.h5", 64, world)
+    width = _width(options.parameters)
+    runs, size = Runs(folder, world, data), 4 * ARRAYS * _parameters(width)
+    plain = [_plain(folder / "plain", size, world) for _ in range(options.rounds)]
+    large = ["--hidden", str(width), str(width), "--batch-size", "64", "--steps", str(options.rounds)]
+    runs.epochs([*large, "--checkpoint-every", "1", "--keep", "1"])
+    plain += [_plain(folder / "plain", size, world) for _ in range(options.rounds)]
+    rate, disk = size / median(runs.saved), size / median(plain)
+    return {
+        "parameters": _parameters(width),
+        "bytes": size,
+        "rate": rate,
+        "plain_rate": disk,
+        "share": rate / disk,
+        "checkpoint_seconds": runs.saved,
+        "plain_seconds": plain,
+    }
+
+
+class Runs:
+    """Whole runs within this process, one after the other."""
+
+    def __init__(self, folder: Path, world: Communicator, data: Path) -> None:
+        self.folder, self.world, self.data = folder, world, data
+        self.count = 0
+        self.saved: list[float] = []  # seconds of each checkpoint of the last run
+
+    def epochs(self, options: Sequence[str]) -> list[float]:
+        """Train; seconds of each epoch but the first ones."""
+        self.count += 1
+        out = self.folder / f"{self.data.stem}-{self.count}"
+        given = ["--data", str(self.data), "--out", str(out), "--progress", "none", "--no-report"]
+        config = parse(TrainConfig, [*given, *options], "mpi_parallel.train", "", speaks=False)
+        train(self.world, Forgetful(), config)
+        self.world.meet()
+        events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        self.saved = [event["seconds"] for event in events if event["event"] == "checkpoint"]
+        self.world.meet()
+        return [event["seconds"] for event in events if event["event"] == "epoch"][WARM_UP:]
+
+
+def _make(path: Path, rows: int, world: Communicator) -> Path:
+    """Random images and labels."""
+    if world.rank == 0:
+        random = np.random.default_rng(0)
+        with h5py.File(path, "w") as file:
+            file["train/images"] = random.integers(0, 256, (rows, 28, FEATURES // 28), np.uint8)
+            file["train/labels"] = random.integers(0, CLASSES, rows).astype(np.uint8)
+    world.meet()
+    return path
+
+
+def _plain(path: Path, size: int, world: Communicator) -> float:
+    """Seconds that rank 0 takes to write so many bytes and have them on the disk; the others wait."""
+    world.meet()
+    slab, began = memoryview(np.random.default_rng(0).bytes(SLAB)), perf_counter()
+    if world.rank == 0:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        for offset in range(0, size, SLAB):
+            write(file, slab[: min(SLAB, size - offset)], offset)
+        os.fsync(file)
+        os.close(file)
+        seconds = perf_counter() - began
+        path.unlink()
+    else:
+        seconds = 0.0
+    return world.total(seconds)
+
+
+def _width(parameters: int) -> int:
+    """Of two hidden layers that make a network of about so many weights."""
+    outer = FEATURES + CLASSES + 2
+    return max(1, (isqrt(outer**2 + 4 * parameters) - outer) // 2)
+
+
+def _parameters(width: int) -> int:
+    return (FEATURES + 1) * width + (width + 1) * width + (width + 1) * CLASSES
+
+
+def _show(figures: dict[str, Any]) -> None:
+    saved, plain = 1e3 * figures["epoch_seconds_saved"], 1e3 * figures["epoch_seconds"]
+    print(f"{figures['ranks']} ranks, {library()}")
+    print(f"default job   {saved:.1f} ms an epoch with {figures['checkpoints_a_run']:.0f} checkpoints a run, ")
+    print(f"              {plain:.1f} without: {figures['overhead']:+.2%}")
+    print(f"large         {figures['parameters']:,} weights, {figures['bytes'] / 1e9:.2f} GB a checkpoint")
+    print(f"              {figures['rate'] / 1e6:,.0f} MB/s, {figures['share']:.0%} of the disk's plain ", end="")
+    print(f"{figures['plain_rate'] / 1e6:,.0f} MB/s")
