@@ -88,6 +88,10 @@ def all_parts(options: argparse.Namespace) -> Iterator[Part]:
     yield Part("parity with the CPU", [*parity, "6" if options.tiny else "20"], 60, json_lines)
     tests = [sys.executable, "-m", "pytest", "-q", "--color=no", "-m", "gpu", "tests"]
     yield Part("tests marked gpu", tests, 100, last_line, no_gpu)
+    for ranks in (2, 4):
+        of_ranks = [*tests[:-3], "-m", "gpu and parallel[match]", "tests/result_merging"]
+        command = [mpirun(), "-n", str(ranks), *of_ranks]
+        yield Part(f"tests marked gpu, {ranks} ranks", command, 40, last_line, no_gpu)
     shapes = [(SMALL, 8, "bfloat16")] if options.tiny else SHAPES
     for shape in shapes:
         yield ours(f"ours, {named(*shape)}", *shape, options)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class CapturedSteps:
         self._source: object = None  # what the order is a copy of
         self._at = 0  # where the cursor stands
         self._asked = self.device.pinned((2,), np.float32)  # for tail[STOP] and tail[SAVE]
+        self._last = False, False  # what was asked for then
         self._tail = self.device.pinned((TAIL,), np.float32)
         self._pace = self.device.pinned((PACE,), np.float64)
         self._shapes: dict[int, Shape] = {}
@@ -77,7 +78,8 @@ class CapturedSteps:
         """One synchronised step, as train_step takes it; it is the one `number`, from 0."""
         self._follow(batch)
         shape = self._shapes.get(len(batch.index)) or self._meet(len(batch.index))
-        self._asked[:] = stop, save
+        if (stop, save) != self._last:
+            self._asked[:] = self._last = stop, save
         clock = self.engine.clock
         clock.enter("compute")
         first, *rest = self._works(shape)
@@ -153,14 +155,16 @@ class CapturedSteps:
 
     def _told(self, number: int) -> Totals:
         """What came of the step, and the counts that the host keeps, too."""
-        totals = Totals.of(self._tail)
-        stop, save = (self._asked > 0).tolist()
-        finite = not math.isnan(self._pace[SCALE])
-        totals = replace(totals, stop=totals.stop or stop, save=totals.save or save, finite=finite)
-        skipped = self.scale.update(totals.finite, totals.loss)
-        self.optimizer.steps = int(self._pace[TAKEN])
-        assert (self._pace[BEGUN], self._pace[LOSS_SCALE]) == (number + 1, self.scale.value)
-        return replace(totals, skipped=skipped)
+        # Plain numbers: what is done here the GPU waits for.
+        loss, correct, count, stop, save, _ = self._tail.tolist()
+        pace = self._pace.tolist()
+        finite = not math.isnan(pace[SCALE])
+        skipped = self.scale.update(finite, loss)
+        self.optimizer.steps = int(pace[TAKEN])
+        assert (pace[BEGUN], pace[LOSS_SCALE]) == (number + 1, self.scale.value)
+        asked_to_stop, asked_to_save = self._last
+        flags = stop > 0 or asked_to_stop, finite, skipped, save > 0 or asked_to_save
+        return Totals(loss, int(correct), int(count), *flags)
 
 
 def open_steps(

@@ -5,10 +5,11 @@ import pytest
 from mpi4py import MPI
 
 from mpi_parallel.config import OptimizerOptions
-from mpi_parallel.device import Host
+from mpi_parallel.device import Host, open_device
 from mpi_parallel.device.interface import Schedule
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.cuda_probe import Awareness
+from mpi_parallel.nn.precision import FORMATS
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
 from mpi_parallel.result_merging import accelerator
@@ -171,3 +172,23 @@ class TestWhoServes:
             with pytest.raises(InputError, match="cpu"):
                 open_accelerated(name, small_store(Host()), world())
         assert open_accelerated("auto", small_store(Host()), world()) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("precision", FORMATS)
+def test_ranks_on_real_gpus_train_as_one_on_the_cores(path, precision):
+    """Whatever `auto` takes here; on one GPU the pinned window."""
+    try:
+        device = open_device("cuda", world().rank, precision)
+    except InputError as error:
+        pytest.skip(str(error))
+    alone = assemble(path, ALONE, precision=precision, **SETTINGS)
+    expected = train(alone, by_the_host(alone))
+    run = assemble(path, world(), device=device, merge="auto", precision=precision, **SETTINGS)
+    assert run.merger.name in ("flat" if world().size == 1 else ACCELERATED)
+    totals = train(run, captured(run, True))
+    np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=3e-2)
+    np.testing.assert_allclose(run.weights(), alone.weights(), atol=3e-2)
+    assert len({w.tobytes() for w in world().gather(run.weights())}) == 1
+    run.merger.close()
