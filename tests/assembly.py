@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -105,8 +106,10 @@ def assemble(
 ) -> Assembly:
     """Everything up to the first step."""
     device, everyone = device or Host(), comm
-    grid = grid_of(comm.comm.py2f(), pipe, tensor)
+    grid = copy(grid_of(comm.comm.py2f(), pipe, tensor))
     comm = grid.data
+    for axis in ("data", "pipe", "tensor", "model"):
+        setattr(grid, axis, getattr(grid, axis).on(device))
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
     first = grid.pipe.rank == 0
     training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups, images=first)

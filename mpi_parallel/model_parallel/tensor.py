@@ -66,7 +66,7 @@ class RowParallelLinear:
             self.ws.kernels.bias(y_BO, self.b.value, False)
         self.comm.sum(y_BO)
         if self.relu:
-            F.relu(self.ws, y_BO)
+            y_BO = F.relu(self.ws, y_BO)
 
         def backward(dy_BO: Array) -> Array:
             if self.relu:

@@ -18,8 +18,10 @@ from mpi_parallel.result_merging.pinned import Pinned
 from mpi_parallel.training.captured import CapturedSteps, why_not
 from mpi_parallel.training.step import HostSteps
 from tests.assembly import ALONE, assemble, world
+from tests.device.emulated import installed
 from tests.device.recording import Recording
 from tests.device.strict import inside
+from tests.device.test_cuda import opened
 from tests.samples import write_image_set
 
 STEPS = 14
@@ -172,6 +174,21 @@ class TestWhoServes:
             with pytest.raises(InputError, match="cpu"):
                 open_accelerated(name, small_store(Host()), world())
         assert open_accelerated("auto", small_store(Host()), world()) is None
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("layout", [{"merge": "pinned"}, {"pipe": 2}, {"tensor": 2}], ids=str)
+def test_ranks_on_emulated_gpus_train_as_one_on_the_cores(path, monkeypatch, layout, precision):
+    """The device's own code and kernels; halves between stages, sums of float32 between slices."""
+    alone = assemble(path, ALONE, precision=precision, **SETTINGS)
+    expected = train(alone, by_the_host(alone))
+    device = opened(monkeypatch, installed(monkeypatch), precision=precision)
+    run = assemble(path, world(), device=device, precision=precision, **{"merge": "flat", **layout, **SETTINGS})
+    totals = train(run, captured(run, True) if layout.get("merge") else by_the_host(run))
+    np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=3e-2)
+    np.testing.assert_allclose(run.whole(), alone.whole(), atol=3e-2)
+    run.merger.close()
 
 
 @pytest.mark.gpu
