@@ -2,8 +2,8 @@
 
 784-8192-8192-8192-10 in batches of 64, with a memory of 1,400 MB a rank (`--rank-memory`), or with an address space of
 as much (`--limit address-space`, which counts what is reserved, too): refused on 1 rank, before anything is allocated;
-by tensor slices and by stages it trains on 2 and on 4. The table has the memory of the largest rank beyond the program's
-own (proportional set size at the end of the run), its share of that of one rank without a limit, and the forecast.
+by tensor slices and by stages it trains on 2 and on 4. The table has the memory of the largest rank beyond the program
+(proportional set size at the end of the run), its share of that of one rank without a limit, and the forecast.
 """
 
 from __future__ import annotations
