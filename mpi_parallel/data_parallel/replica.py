@@ -10,7 +10,7 @@ from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.functional import round_finite
 from mpi_parallel.nn.layers import Ready, See
 from mpi_parallel.nn.mlp import Network
-from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
+from mpi_parallel.nn.store import CORRECT, LOSS
 
 
 class Replica:
@@ -33,7 +33,7 @@ class Replica:
             for number, part in enumerate(parts):
                 self._accumulate(part, on_ready if part is parts[-1] else _nobody, number if len(parts) > 1 else None)
             self.store.flag_bad()
-            self.store.tail[COUNT] += len(group.index)
+            self.store.count(len(group.index))
             self.clock.enter("merge", "collect")
             collect()
         self.clock.enter("other")

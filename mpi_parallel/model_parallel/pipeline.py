@@ -23,7 +23,7 @@ from mpi_parallel.mpi.link import Expected, Link
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.functional import round_finite
 from mpi_parallel.nn.layers import Ready, See
-from mpi_parallel.nn.store import CORRECT, COUNT, LOSS
+from mpi_parallel.nn.store import CORRECT, LOSS
 
 PER_STAGE = 4  # micro-batches a stage, unless told: little time is idle, and products are not too small yet
 BACKWARD, INPUT = -1, -2  # arenas: of what lives no longer than one backward; of inputs, from here downwards
@@ -243,7 +243,7 @@ class PipelineStage:
             self.store.accumulating, self._late = True, 0
         if this.group_rows is not None:
             self.store.flag_bad()
-            self.store.tail[COUNT] += this.group_rows
+            self.store.count(this.group_rows)
             collect()
 
     def _settle(self) -> None:

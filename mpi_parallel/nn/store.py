@@ -83,6 +83,11 @@ class ParameterStore:
         self.tail.fill(0)
         self.accumulating = False
 
+    def count(self, rows: int) -> None:
+        """Add to the number of rows; in place, as a device has one launch for that and two for an element."""
+        place = self.tail[COUNT : COUNT + 1]
+        place += rows
+
     def flag_bad(self) -> None:
         """Make tail[BAD] NaN if not all of this rank's gradients are finite, without waiting for the device."""
         self.device.kernels.check(self.gradients, self.tail[BAD : BAD + 1])

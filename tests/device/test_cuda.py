@@ -107,7 +107,7 @@ class TestReplayedSteps:
         products = ["cublasLtMatmul"] * 3
         backward = ["cublasLtMatmul"] * 5  # dW with db, and dx with the gradient of the relu below: one kernel each
         assert names == [
-            "deal", "fill", "gather_u8_f32", *products, "cross_entropy_few_f32", *backward, "check", "iadd", "set",
+            "deal", "fill", "gather_u8_f32", *products, "cross_entropy_few_f32", *backward, "check", "iadd",
             "advance", "adam",
         ]  # fmt: skip
         assert [event for event in device.xp.events[-2:] if event[0] != "wait"] == [("replay", len(names) + 2)]

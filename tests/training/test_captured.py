@@ -105,7 +105,7 @@ def test_the_order_of_a_step_and_nothing_allocated_in_it(path, monkeypatch):
     layer = ["weight_gradient", "input_gradient", "relu_gradient"]
     assert captured == [
         "deal", "fill", "gather_labelled", "linear", "linear", "linear", "cross_entropy", *layer, *layer,
-        "weight_gradient", "check", "iadd", "set", "squares", "advance", "sgd", "fetch", "fetch",
+        "weight_gradient", "check", "iadd", "squares", "advance", "sgd", "fetch", "fetch",
     ]  # fmt: skip
     assert device.log[-2:] == [f"replay {len(captured)}", "wait mark"]
     device.log.clear()
