@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -140,11 +141,14 @@ class Saver(Never):
             self.saved = self.snapshot.numbers["step"]
             self.run.folder.event("checkpoint", step=job.step, path=str(path), seconds=job.seconds)
             return
-        if job.error is not None:
-            logger.warning("rank %d: %s was not written: %s", self.comm.rank, path, job.error)
-        elif self.comm.rank == 0:
-            logger.warning("%s was not written: %d other ranks failed, see their logs", path, job.failures)
-        self.run.folder.event("checkpoint-failed", step=job.step, path=str(path), error=str(job.error or ""))
+        with suppress(OSError):  # the log may be on the same disk
+            if job.error is not None:
+                logger.warning("rank %d: %s was not written: %s", self.comm.rank, path, job.error)
+            elif self.comm.rank == 0:
+                logger.warning("%s was not written: %d other ranks failed, see their logs", path, job.failures)
+        with suppress(OSError):
+            error = str(job.error or f"{job.failures} other ranks")
+            self.run.folder.event("checkpoint-failed", step=job.step, path=str(path), error=error)
 
 
 class Waitable(Protocol):
