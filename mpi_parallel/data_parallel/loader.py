@@ -127,9 +127,8 @@ class TrainingRows:
 
     def epoch(self, number: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
         """The rank's part of every step of an epoch (numbered from 0) from step `first` on; some parts may be empty."""
-        self.rows.rewind(number)
-        if first:
-            self.rows.skip(len(order.positions_of(self.shards, self.total, self.of, range(first * batch_size))))
+        before = range(first * batch_size)
+        self.rows.rewind(number, len(order.positions_of(self.shards, self.total, self.of, before)) if first else 0)
         at_once = max(1, POSITIONS_AT_ONCE * self.of // max(1, len(self.shards)) // batch_size) * batch_size
         for begin in range(first * batch_size, self.total, at_once):
             span = range(begin, min(begin + at_once, self.total))

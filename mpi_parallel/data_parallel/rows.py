@@ -63,11 +63,8 @@ class Rows:
     def listen(self, beside: Beside) -> None:
         """Tell what goes on beside the training: only streams have something to tell."""
 
-    def rewind(self, epoch: int = 0) -> None:
-        """The rows will now be asked for in the order of this epoch."""
-
-    def skip(self, count: int) -> None:
-        """The next so many rows of the epoch are not wanted."""
+    def rewind(self, epoch: int = 0, without: int = 0) -> None:
+        """The rows will now be asked for in the order of this epoch, `without` so many at its start."""
 
     def close(self) -> None:
         """The rows will not be asked for again."""
@@ -141,12 +138,8 @@ class StreamedRows(Rows):
             at = None if keys is None else keys[where]
             self._standardise(ws, images, labels, chosen, x[where], t[where], at)
 
-    def rewind(self, epoch: int = 0) -> None:
-        self.stream.start(epoch)
-
-    def skip(self, count: int) -> None:
-        while count:
-            count -= len(self.stream.take(count))
+    def rewind(self, epoch: int = 0, without: int = 0) -> None:
+        self.stream.start(epoch, without)
 
     def close(self) -> None:
         self.stream.close()

@@ -88,16 +88,22 @@ class Stream:
         self._left = self._epoch = -1
         self._span: Integers = np.zeros(0, np.int64)
 
-    def start(self, epoch: int) -> None:
-        """Go to the start of an epoch; it costs nothing to go on to the next one."""
-        rows = sum(self.lengths)
-        if rows and (self._reader is None or self._left or epoch != self._epoch + 1):
+    def start(self, epoch: int, without: int = 0) -> None:
+        """Go to the start of an epoch; it costs nothing to go on to the next one.
+
+        Its first rows, `without` so many, are not wanted: windows that have no others are not read.
+        """
+        rows, place = sum(self.lengths), min([without // max(1, len(self.lengths)), *self.lengths])
+        if rows and (self._reader is None or self._left or epoch != self._epoch + 1 or without):
             self.close()
-            epochs = range(epoch, self.epochs)
-            self._reader = Reader(self.split, self.schedule, epochs, len(self.lengths), self.buffers, self.beside)
+            epochs, lanes = range(epoch, self.epochs), len(self.lengths)
+            self._reader = Reader(self.split, self.schedule, epochs, lanes, self.buffers, self.beside, place)
             weakref.finalize(self, self._reader.close)  # also when the program ends
             self._current: list[Loaded | None] = [None] * len(self.lengths)
-        self._epoch, self._left, self._place = epoch, rows, 0
+        self._epoch, self._left, self._place = epoch, rows - place * len(self.lengths), place
+        without -= place * len(self.lengths)
+        while without:
+            without -= len(self.take(without))
 
     def take(self, most: int) -> Integers:
         """The slots of the next rows, at most so many and at least one; they are good until the next call.
@@ -145,14 +151,15 @@ class Reader:
     """The thread that reads ahead, and the queues between it and the stream."""
 
     def __init__(
-        self, split: Split, schedule: Schedule, epochs: range, lanes: int, buffers: Buffers, beside: Beside
+        self, split: Split, schedule: Schedule, epochs: range, lanes: int, buffers: Buffers, beside: Beside, place: int
     ) -> None:
+        """In the first of the epochs all lanes begin at this place."""
         self.free: SimpleQueue[int] = SimpleQueue()
         self.ready: list[SimpleQueue[Loaded | BaseException]] = [SimpleQueue() for _ in range(lanes)]
         self.closed = Event()
         for number in range(buffers.count):
             self.free.put(number)
-        arguments = (split, schedule, epochs, buffers, beside)
+        arguments = (split, schedule, epochs, buffers, beside, place)
         self.thread = Thread(target=self._read, args=arguments, name="reader", daemon=True)
         self.thread.start()
 
@@ -169,18 +176,24 @@ class Reader:
         self.free.put(-1)
         self.thread.join()
 
-    def _read(self, split: Split, schedule: Schedule, epochs: range, buffers: Buffers, beside: Beside) -> None:
+    def _read(
+        self, split: Split, schedule: Schedule, epochs: range, buffers: Buffers, beside: Beside, place: int
+    ) -> None:
         try:
             with open_file(split.path) as file:
                 source = split.datasets(file)
                 for epoch in epochs:
                     # The windows of all lanes by the place at which they are needed: nothing is waited for in vain.
                     for window in merge(*schedule(epoch), key=lambda window: (window.first, window.lane)):
+                        begin = place - window.first if epoch == epochs.start else 0
+                        if begin >= len(window):
+                            continue
                         buffer = self.free.get()
                         if self.closed.is_set():
                             return
                         begun = perf_counter()
                         loaded = buffers.load(split, source, buffer, window)
+                        loaded.next = max(0, begin)
                         self.ready[window.lane].put(loaded)
                         beside("reader", "read", begun, perf_counter())
         except BaseException as error:  # whoever waits for a window must hear of it

@@ -81,6 +81,25 @@ def files(tmp_path_factory):
     }
 
 
+def test_an_epoch_without_its_first_rows(files):
+    """It goes on as the whole one does there, and into the next epoch; windows that nobody wants are not read."""
+    for split in files.values():
+        parts = {shard: block(len(split), 5, shard) for shard in (0, 3, 4)}
+        stream = stream_shuffled(split, parts, 5, 0, Budget(window=ROW * 60), ALONE)
+        whole, after = rows_of(stream, 2), rows_of(stream, 3)
+        read, load = [], stream.buffers.load
+        stream.buffers.load = lambda *given, read=read, load=load: (read.append(given[-1]), load(*given))[1]
+        for without in (0, 1, 2, 100, 131, len(whole) - 4, len(whole) - 1, len(whole)):
+            read.clear()
+            stream.start(2, without)
+            rows = [stream.buffers.images[stream.take(1), 0] for _ in range(len(whole) - without)]
+            assert np.array_equal(np.concatenate([np.zeros(0, int), *rows]), whole[without:])
+            if without in (100, 131):
+                assert read[0].first + len(read[0]) > without // 3
+        assert np.array_equal(rows_of(stream, 3), after)
+        stream.close()
+
+
 @settings(max_examples=30)
 @given(
     kind=st.sampled_from(["contiguous", "chunks", "listed"]),
