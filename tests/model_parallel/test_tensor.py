@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mpi_parallel.device import Host
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.model_parallel.tensor import ColumnParallelLinear, RowParallelLinear, split_cross_entropy
+from mpi_parallel.mpi.communicator import Communicator, PendingSum
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn import functional as F
 from mpi_parallel.nn.layers import Linear
@@ -182,3 +183,18 @@ def test_cut_layers_and_their_loss_run_on_a_device_that_is_not_the_host():
     _, backward = columns.forward(device.to_device(x))
     dx = backward(device.to_device(np.ascontiguousarray(dy[:, classes.start : classes.stop])))
     close(device.to_host(dx), dy @ W.T)
+
+
+@pytest.mark.parallel([2, 3])
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_sum_of_dx_travels_while_the_weight_gradient_is_computed(number, monkeypatch):
+    comm, (x, dy, _, _), told = world(), arrays(), []
+    mine = block(OUTPUTS, comm.size, comm.rank)
+    store = store_of((f"W{number}", (INPUTS, len(mine))), (f"b{number}", (len(mine),)))
+    layer = ColumnParallelLinear(Workspace(Host()), store, number, True, comm)
+    begin, wait, take = Communicator.begin_sum, PendingSum.wait, layer.weight_gradient
+    monkeypatch.setattr(Communicator, "begin_sum", lambda *given: [told.append("begin"), begin(*given)][1])
+    monkeypatch.setattr(PendingSum, "wait", lambda pending: [told.append("wait"), wait(pending)][1])
+    layer.weight_gradient = lambda *given: [told.append("dW"), take(*given)][1]
+    run(layer, x, np.ascontiguousarray(dy[:, mine.start : mine.stop]))
+    assert told == (["begin", "dW", "wait"] if number else ["dW"])
