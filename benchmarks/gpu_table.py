@@ -71,7 +71,7 @@ def results(name: str, part: dict[str, Any]) -> Iterator[tuple[str, str, dict[st
         for each in figures:
             label = each.get("way") or each.get("precision")
             fine = each.get("error") or ("done" if each.get("agrees", True) else "DIFFERS")
-            apart = f", {each['apart']:.1e} apart of {each['allowed']:.1e} allowed" if "apart" in each else ""
+            apart = f", {each['apart']:.1e} apart of {each['allowed'][1]:.1e} allowed" if "apart" in each else ""
             yield f"{name}: {label}", fine.splitlines()[0][:100] + apart, each
     if not (isinstance(figures, list) and figures and part["status"] == "done"):
         said = f" ({figures})" if isinstance(figures, str) and figures else ""

@@ -6,9 +6,11 @@ Prints a line of JSON for each precision; the status is 1 where one is too far a
 weights and take the same rows; on a GPU the steps are captured and replayed, which has to change nothing at all: that
 is checked bit for bit against the same steps without graphs.
 
-What is allowed: the GPU adds in another order, so in float32 the losses of 20 steps agree to 1e-4 of themselves. In the
-narrower formats a sum that ends near the middle between two numbers goes to either, and the difference lives on: the
-losses agree to twice the unit of rounding (2^-10 for tf32 and float16, 2^-7 for bfloat16).
+What is allowed of the loss's relative difference, in the first FEW steps and in all: a GPU adds in another order, which
+the narrow formats turn into roundings to the other neighbour, and steps then carry it on. On the cores weights that were
+changed by 2e-7 of themselves moved the losses of 5 steps by at most 4e-7 (float32), 7e-5 (tf32, float16), 3e-4 (bfloat16)
+and of 20 steps by 2e-6, 4e-3, 7e-3; rounding itself moved them by 8e-3 (tf32, float16) and 1.3e-2 (bfloat16). The
+allowances are some times that; a GPU that cuts TF32 off in place of rounding it gets more.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from mpi_parallel.nn.precision import FORMATS
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.training.captured import CapturedSteps
 
-ALLOWED = {"float32": 1e-4, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+FEW = 5
+ALLOWED = {"float32": (1e-5, 1e-4), "tf32": (5e-3, 3e-2), "float16": (1e-3, 2e-2), "bfloat16": (2e-3, 3e-2)}
 ROWS, FEATURES, CLASSES, BATCH = 2048, 784, 10, 256
 
 
@@ -59,16 +62,12 @@ def compare(kind: str, precision: str, steps: int) -> dict[str, Any]:
     losses, weights = train(device, precision, steps, graphs=True)
     _, eager = train(device, precision, steps, graphs=False)
     expected, _ = train(open_device("cpu", 0), precision, steps, graphs=False)
-    apart = float(np.max(np.abs(losses - expected) / np.abs(expected)))
+    apart = np.abs(losses - expected) / np.abs(expected)
+    first, whole = float(apart[:FEW].max()), float(apart.max())
     same = bool(np.array_equal(weights, eager))
-    fine = apart <= ALLOWED[precision] and same and bool(np.isfinite(losses).all())
-    return {
-        "precision": precision,
-        "apart": apart,
-        "allowed": ALLOWED[precision],
-        "replay_is_eager": same,
-        "agrees": fine,
-    }
+    fine = first <= ALLOWED[precision][0] and whole <= ALLOWED[precision][1] and same  # NaN is not
+    told = {"precision": precision, "apart_at_first": first, "apart": whole, "allowed": ALLOWED[precision]}
+    return {**told, "replay_is_eager": same, "agrees": fine}
 
 
 def train(device: Device, precision: str, steps: int, graphs: bool) -> tuple[Any, Any]:
