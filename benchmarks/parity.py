@@ -9,7 +9,7 @@ is checked bit for bit against the same steps without graphs.
 What is allowed of the loss's relative difference, in the first FEW steps and in all: a GPU adds in another order, which
 the narrow formats turn into roundings to the other neighbour, and steps then carry it on. On the cores, weights that
 were changed by 2e-7 of themselves moved the losses of 5 steps by at most 4e-7 (float32), 7e-5 (tf32, float16), 3e-4
-(bfloat16) and of 20 steps by 2e-6, 4e-3, 7e-3; rounding by itself moved them by 8e-3 (tf32, float16), 1.3e-2 (bfloat16).
+(bfloat16) and of 20 steps by 2e-6, 4e-3, 7e-3; rounding itself moved them by 8e-3 (10 bits), 1.3e-2 (bfloat16).
 The allowances are some times that; a GPU that cuts TF32 off in place of rounding it gets more.
 """
 
