@@ -76,18 +76,20 @@ def measure_overhead(options: CheckpointOptions, folder: Path, world: Communicat
     once = median(runs.epochs(["--epochs", str(WARM_UP + 3), "--checkpoint-every", "never"]))
     epochs = WARM_UP + max(5, int(options.seconds / once))
     seconds: dict[str, list[float]] = {options.every: [], "never": []}
-    saved = 0
+    saved, held = 0, list[float]()
     for _ in range(options.rounds):
         for every, found in seconds.items():
             took = runs.epochs(["--epochs", str(epochs), "--checkpoint-every", every])
             found.append(sum(took) / len(took))
             saved += len(runs.saved)
+            held += runs.held
     with_them, without = (median(found) for found in seconds.values())
     return {
         "epoch_seconds_saved": with_them,
         "epoch_seconds": without,
         "overhead": with_them / without - 1,
         "checkpoints_a_run": saved / options.rounds,
+        "held_seconds": median(held),
         "rounds": seconds,
     }
 
@@ -109,6 +111,7 @@ def measure_rate(options: CheckpointOptions, folder: Path, world: Communicator) 
         "plain_rate": disk,
         "share": rate / disk,
         "checkpoint_seconds": runs.saved,
+        "large_held_seconds": median(runs.held),
         "plain_seconds": plain,
     }
 
@@ -120,6 +123,7 @@ class Runs:
         self.folder, self.world, self.data = folder, world, data
         self.count = 0
         self.saved: list[float] = []  # seconds of each checkpoint of the last run
+        self.held: list[float] = []  # of these, how long each held up a step
 
     def epochs(self, options: Sequence[str]) -> list[float]:
         """Train; seconds of each epoch but the first ones."""
@@ -130,7 +134,8 @@ class Runs:
         train(self.world, Forgetful(), config)
         self.world.meet()
         events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        self.saved = [event["seconds"] for event in events if event["event"] == "checkpoint"]
+        checkpoints = [event for event in events if event["event"] == "checkpoint"]
+        self.saved, self.held = ([event[key] for event in checkpoints] for key in ("seconds", "held"))
         self.world.meet()
         return [event["seconds"] for event in events if event["event"] == "epoch"][WARM_UP:]
 
@@ -177,7 +182,9 @@ def _show(figures: dict[str, Any]) -> None:
     saved, plain = 1e3 * figures["epoch_seconds_saved"], 1e3 * figures["epoch_seconds"]
     print(f"{figures['ranks']} ranks, {library()}")
     print(f"default job   {saved:.1f} ms an epoch with {figures['checkpoints_a_run']:.0f} checkpoints a run, ")
-    print(f"              {plain:.1f} without: {figures['overhead']:+.2%}")
+    print(f"              {plain:.1f} without: {figures['overhead']:+.2%}; one holds up a step ", end="")
+    print(f"for {1e3 * figures['held_seconds']:.2f} ms")
     print(f"large         {figures['parameters']:,} weights, {figures['bytes'] / 1e9:.2f} GB a checkpoint")
     print(f"              {figures['rate'] / 1e6:,.0f} MB/s, {figures['share']:.0%} of the disk's plain ", end="")
-    print(f"{figures['plain_rate'] / 1e6:,.0f} MB/s")
+    print(f"{figures['plain_rate'] / 1e6:,.0f} MB/s; one holds up a step ", end="")
+    print(f"for {1e3 * figures['large_held_seconds']:.0f} ms")

@@ -78,7 +78,7 @@ class Saver(Never):
         self.failed = False  # whether the last one could not be written
         self._job: Job | None = None
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        self._begun = time.monotonic()
+        self._begun, self._held = time.monotonic(), 0.0  # the last begin, and for how long it held up the step
 
     def due(self, step: int) -> bool:
         """Whether this rank, if it is the one with the clock, wants the coming step to be followed by a checkpoint."""
@@ -118,9 +118,10 @@ class Saver(Never):
     def _begin(self, run: Run) -> None:
         run.engine.clock.enter("other", "checkpoint")
         self._finish()
-        self._begun = time.monotonic()
+        self._begun, since = time.monotonic(), perf_counter()
         self.snapshot.take(run)
         self._job = Job(self, self._pool)
+        self._held = perf_counter() - since
         run.engine.clock.enter("other")
 
     def _finish(self) -> None:
@@ -139,7 +140,7 @@ class Saver(Never):
         path = self.folder / job.name
         if not self.failed:
             self.saved = self.snapshot.numbers["step"]
-            self.run.folder.event("checkpoint", step=job.step, path=str(path), seconds=job.seconds)
+            self.run.folder.event("checkpoint", step=job.step, path=str(path), seconds=job.seconds, held=self._held)
             return
         with suppress(OSError):  # the log may be on the same disk
             if job.error is not None:
