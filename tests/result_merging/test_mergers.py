@@ -11,7 +11,7 @@ from mpi_parallel.config import ParallelOptions
 from mpi_parallel.device import Host
 from mpi_parallel.mpi import communicator
 from mpi_parallel.nn.optimizers import RULES
-from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, STOP, ParameterStore
+from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, SAVE, STOP, ParameterStore
 from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.buckets import Buckets
@@ -149,16 +149,17 @@ def test_each_weight_is_owned_by_one_rank_of_the_node_or_by_all(kind):
 
 @ALL
 @KIND
-@pytest.mark.parametrize("flag", [STOP, BAD, LOSS])
+@pytest.mark.parametrize("flag", [STOP, SAVE, BAD, LOSS])
 def test_one_ranks_flag_reaches_all(kind, flag):
     comm, store = world(), make_store()
     merger = KINDS[kind](store, comm)
     for unlucky in range(comm.size):
         backward(merger, comm, 0)
         if comm.rank == unlucky:
-            store.tail[flag] = 1 if flag == STOP else np.nan
+            store.tail[flag] = 1 if flag in (STOP, SAVE) else np.nan
         totals = merger.merge()
-        assert (totals.stop, totals.finite) == (flag == STOP, flag == STOP)
+        assert (totals.stop, totals.save) == (flag == STOP, flag == SAVE)
+        assert totals.finite == (flag in (STOP, SAVE))
         merger.publish()
     merger.close()
 
