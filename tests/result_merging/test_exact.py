@@ -9,7 +9,7 @@ from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn.optimizers import RULES
-from mpi_parallel.nn.store import COUNT, STOP, ParameterStore
+from mpi_parallel.nn.store import COUNT, SAVE, STOP, ParameterStore
 from mpi_parallel.result_merging.exact_window import ExactWindow
 from mpi_parallel.result_merging.registry import CANONICAL
 from mpi_parallel.result_merging.tree import additions, deepest, subtrees
@@ -83,7 +83,7 @@ def merge_of(kind: str, comm: Communicator, groups: int, stop_rank: int | None =
             store.tail[COUNT] = group + 1
             merger.collect()
         if comm.rank == stop_rank and step == 2:
-            store.tail[STOP] = 1
+            store.tail[[STOP, SAVE]] = 1
         totals = merger.merge()
         norm = merger.norm() if step else 1.0
         optimizer.step(merger.owned, 0.1, 1 / norm, merger.total)
@@ -131,7 +131,9 @@ def test_a_stop_is_heard_from_any_rank_also_from_one_without_groups(kind):
     comm = world()
     for rank in range(comm.size):
         assert merge_of(kind, comm, 2, stop_rank=rank)[1][-1][0].stop
-    assert not merge_of(kind, comm, 2)[1][-1][0].stop
+        assert merge_of(kind, comm, 2, stop_rank=rank)[1][-1][0].save
+    totals = merge_of(kind, comm, 2)[1][-1][0]
+    assert not (totals.stop or totals.save)
 
 
 @pytest.mark.parallel([1, 3])
