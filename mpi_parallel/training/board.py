@@ -23,6 +23,7 @@ CURVES = {
     "samples_per_second": "speed/samples_per_second",
     "lr": "speed/learning_rate",
 }
+DELAY = 2  # seconds until what was told is in the file; the library's thread writes
 
 
 class Board(Protocol):
@@ -51,7 +52,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter  # here, because only one rank of some runs writes
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), flush_secs=DELAY)
 
     def tell(self, name: str, facts: dict[str, Any]) -> None:
         """Curves of an epoch or of the end, by step; of the start the configuration, as text."""
@@ -63,7 +64,6 @@ class TensorBoard:
                 self._writer.add_scalar(curve, facts[key], facts["step"])
         for phase, seconds in facts.get("seconds_by_phase", {}).items():
             self._writer.add_scalar(f"seconds_by_phase/{phase}", seconds, facts["step"])
-        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
