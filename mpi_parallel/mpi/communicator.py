@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from mpi_parallel.mpi.partition import share
 from mpi_parallel.mpi.pulse import waiting
 
 LOSSES = MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED
+DETECTION = 2.0
 MOST = 1 << 30  # bytes of a message: beyond 2^31 some libraries and some networks fail
 
 
@@ -226,6 +228,20 @@ class Communicator:
 
     # For an MPI with fault tolerance (ULFM, Bland et al. 2013), where verbs raise when a rank has died.
 
+    def lost_some(self, error: MPI.Exception) -> bool:
+        """Whether this was raised because ranks have died, as far as that becomes known within DETECTION seconds.
+
+        Some collectives of Open MPI 5.0 say just MPI_ERR_OTHER of it.
+        """
+        if error.Get_error_class() in LOSSES:
+            return True
+        until = time.monotonic() + DETECTION
+        while time.monotonic() < until:
+            if self.comm.Is_revoked() or self.comm.Get_failed().size:
+                return True
+            time.sleep(0.02)
+        return False
+
     def revoke(self) -> None:
         """Let every rank that uses this communicator or one of its family, now or later, hear that one has died."""
         for comm in self.family:
@@ -269,11 +285,6 @@ class PendingSum:
             MPI.Request.Waitall(self._requests)
             self._device.refill(self._array, self._values)
             self._requests = []
-
-
-def is_loss(error: BaseException) -> bool:
-    """Whether MPI raised this because a rank has died."""
-    return isinstance(error, MPI.Exception) and error.Get_error_class() in LOSSES
 
 
 def messages(values: NDArray[Any]) -> Iterator[NDArray[Any]]:

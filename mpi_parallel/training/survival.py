@@ -29,7 +29,7 @@ from mpi4py import MPI
 
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.device import Array
-from mpi_parallel.mpi.communicator import Communicator, is_loss
+from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import share
 from mpi_parallel.options import InputError
 from mpi_parallel.training.log import logger
@@ -209,7 +209,7 @@ def survive(world: Communicator, attempt: Attempt) -> NoReturn:
             names = _met(world, names)
             status, well = attempt(world, legacy), True
         except MPI.Exception as error:
-            if not is_loss(error):
+            if not world.lost_some(error):
                 raise
             status, well = 0, False
             world.revoke()
