@@ -23,12 +23,13 @@ from mpi_parallel.training.board import open_board
 from mpi_parallel.training.fit import Run, fit
 from mpi_parallel.training.identity import identity_of
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
+from mpi_parallel.training.legacy import Forgetful, Heritage
 from mpi_parallel.training.log import RunFolder
 from mpi_parallel.training.planning import settle_layout
 from mpi_parallel.training.resume import find, take_up
 from mpi_parallel.training.saver import open_saver
 from mpi_parallel.training.start import start
-from mpi_parallel.training.survival import Forgetful, Heritage, survive
+from mpi_parallel.training.survival import survive
 from mpi_parallel.training.trace import open_trace
 from mpi_parallel.training.watchdog import Watchdog
 
@@ -39,7 +40,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     """Train as the options say, watched over; the exit status."""
     config = parse(TrainConfig, arguments, "mpi_parallel.train", SENTENCE, speaks=world.rank == 0)
     if config.run.survive:
-        survive(world, partial(train, config=config))
+        survive(world, partial(train, config=config), seconds_of(config.run.hang_timeout))
     return train(world, Forgetful(), config)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +13,6 @@ from mpi_parallel.device import Array, Device, Host
 from mpi_parallel.mpi.partition import share
 from mpi_parallel.mpi.pulse import waiting
 
-LOSSES = MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED
-DETECTION = 2.0
 MOST = 1 << 30  # bytes of a message: beyond 2^31 some libraries and some networks fail
 
 
@@ -225,40 +222,6 @@ class Communicator:
         """Give the communicator back to MPI."""
         self.family.remove(self.comm)
         self.comm.Free()
-
-    # For an MPI with fault tolerance (ULFM, Bland et al. 2013), where verbs raise when a rank has died.
-
-    def lost_some(self, error: MPI.Exception) -> bool:
-        """Whether this was raised because ranks have died, as far as that becomes known within DETECTION seconds.
-
-        Some collectives of Open MPI 5.0 say just MPI_ERR_OTHER of it.
-        """
-        if error.Get_error_class() in LOSSES:
-            return True
-        until = time.monotonic() + DETECTION
-        while time.monotonic() < until:
-            if self.comm.Is_revoked() or self.comm.Get_failed().size:
-                return True
-            time.sleep(0.02)
-        return False
-
-    def revoke(self) -> None:
-        """Let every rank that uses this communicator or one of its family, now or later, hear that one has died."""
-        for comm in self.family:
-            comm.Revoke()
-
-    @waiting
-    def agree(self, vote: bool) -> bool:
-        """Whether all ranks are alive and vote for it; the ranks that live get the same answer."""
-        try:
-            return bool(self.comm.Agree(int(vote)))
-        except MPI.Exception:
-            return False
-
-    @waiting
-    def shrink(self) -> Communicator:
-        """The ranks that live, in this communicator's order."""
-        return Communicator(MPI.Intracomm(self.comm.Shrink()), self.device)
 
     def _shares(self, n: int) -> list[slice]:
         return [share(n, self.size, rank) for rank in range(self.size)]

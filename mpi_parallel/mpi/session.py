@@ -43,24 +43,21 @@ def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
     try:
         check_launcher(world.size)
         status = main(world, sys.argv[1:])
-        status = status and _leave(farewell, "", status, COMPANY)
-    except KeyboardInterrupt:
-        status = _leave(farewell, "interrupted", INTERRUPTED)
-    except InputError as error:
-        status = _leave(farewell, f"error: {error}", USAGE)
-    except SystemExit as leave:  # --help leaves with 0 on all ranks; anything else may be one rank's alone
-        status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-        status = status and _leave(farewell, f"sys.exit: {leave.code}", status)
+        message, patience = "", COMPANY
     except BaseException as error:
-        status = _leave(farewell, *_story(error))
-    sys.exit(status)
+        (message, status), patience = verdict(error), PATIENCE
+    sys.exit(status and _leave(farewell, message, status, patience))
 
 
-def _story(error: BaseException) -> tuple[str, int]:
+def verdict(error: BaseException) -> tuple[str, int]:
     """What to tell of an exception, and the exit status: a GPU's in words, of others where they came from."""
-    told = explain(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, SystemExit):  # --help leaves with 0 on all ranks; anything else may be one rank's alone
+        return f"sys.exit: {error.code}", error.code if isinstance(error.code, int) else int(error.code is not None)
+    told = error if isinstance(error, InputError) else explain(error)
     if told is None:
-        return traceback.format_exc(), 1
+        return "".join(traceback.format_exception(error)), 1
     return f"error: {told}", USAGE if isinstance(told, InputError) else 1
 
 
