@@ -33,7 +33,8 @@ Attempt = Callable[[Communicator, Legacy], int]
 def survive(world: Communicator, attempt: Attempt, patience: float) -> NoReturn:
     """Attempt it until it is over or has failed otherwise, each time with the ranks that live, and leave.
 
-    A rank that has waited for `patience` seconds to agree with the others gives itself up; 0 is for ever. Raises InputError where this MPI cannot tell of the dead, and whatever an attempt raises but the loss of ranks.
+    A rank that has waited for `patience` seconds to agree with the others gives itself up; 0 is for ever. Raises
+    InputError where this MPI cannot tell of the dead, and whatever an attempt raises but the loss of ranks.
     """
     refuse_without_tolerance()
     legacy = Legacy()
