@@ -8,13 +8,12 @@ first, the positions 0..N-1 meet every place of every shard exactly once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.hashing import Keys, combine, combine_int, permute
+from mpi_parallel.device.hashing import Keys, combine_int, mix, mix_in_place, permute
 from mpi_parallel.device.interface import Kernels
 from mpi_parallel.mpi.partition import block
 
@@ -35,8 +34,9 @@ def positions_of(shards: Sequence[int], total: int, of: int, span: range | None 
 
     The shards are ascending.
     """
-    positions = _grid(shards, of, _places(total, of, span))
-    return positions[_inside(positions, total, span)]
+    places, own = _places(total, of, span), np.asarray(shards, np.int64)
+    positions = np.arange(places.start * of, places.stop * of, of)[:, None] + own[None, :]
+    return positions.reshape(-1)[_inside(own, of, places, total, span)]
 
 
 def local_order(
@@ -53,13 +53,12 @@ def local_order(
     starts = np.cumsum(lengths) - lengths
     keys = np.array([combine_int(ORDER, seed, epoch, shard) for shard in shards], np.uint32)
     places = _places(total, of, span)
-    rows = np.full((len(places), len(shards)), -1, np.int64)
+    rows = np.empty((len(places), len(shards)), np.int64)
     for length in set(lengths.tolist()):  # two at most: all shards of a length are permuted together
         same = np.flatnonzero(lengths == length)
-        image = np.empty((max(0, min(places.stop, length) - places.start), len(same)), np.int64)
-        kernels.permute(image, places.start, length, keys[same])
-        rows[: len(image), same[0] : same[-1] + 1] = image + starts[same]  # the longer shards come first
-    return rows.reshape(-1)[_inside(_grid(shards, of, places), total, span)]
+        there = rows[: max(0, min(places.stop, length) - places.start), same[0] : same[-1] + 1]
+        kernels.permute(there, places.start, length, keys[same], starts[same])
+    return rows.reshape(-1)[_inside(np.asarray(shards), of, places, total, span)]
 
 
 def grouped(
@@ -81,9 +80,9 @@ def grouped(
 
 def row_keys(positions: Integers, seed: int, epoch: int) -> Keys:
     """A uint32 for each position of the epoch that names it to whatever is random about a sample, such as dropout."""
-    words: Any = positions.astype(np.uint32)
-    keys: Keys = combine(np.array([combine_int(ROW_KEYS, seed, epoch)], np.uint32), words)
-    return keys
+    words: Keys = positions.astype(np.uint32)
+    words += mix(np.array([combine_int(ROW_KEYS, seed, epoch)], np.uint32))
+    return mix_in_place(words)
 
 
 def _places(total: int, of: int, span: range | None) -> range:
@@ -91,13 +90,11 @@ def _places(total: int, of: int, span: range | None) -> range:
     return range(-(-total // of)) if span is None else range(span.start // of, -(-min(span.stop, total) // of))
 
 
-def _grid(shards: Sequence[int], of: int, places: range) -> Integers:
-    """(places * shards,) the position of each, ascending."""
-    return (np.arange(places.start, places.stop)[:, None] * of + np.asarray(shards, np.int64)[None, :]).reshape(-1)
-
-
-def _inside(positions: Integers, total: int, span: range | None) -> slice:
-    """Which positions, ascending, are there and asked for."""
+def _inside(shards: Integers, of: int, places: range, total: int, span: range | None) -> slice:
+    """Which positions of these places of the shards are there and asked for; the first and the last place say."""
+    if not places:
+        return slice(0, 0)
     first, last = (0, total) if span is None else (span.start, min(span.stop, total))
-    start, stop = np.searchsorted(positions, [first, last]).tolist()
-    return slice(start, stop)
+    before = np.count_nonzero(places.start * of + shards < first)
+    behind = np.count_nonzero((places.stop - 1) * of + shards >= last)
+    return slice(int(before), len(places) * len(shards) - int(behind))

@@ -69,9 +69,10 @@ class Expressions(Products):
         """t = the labels of the rows in index."""
         self.xp.take(labels_N, index_B, out=t_B)
 
-    def permute(self, image: NDArray[np.int64], first: int, n: int, keys: Keys) -> None:
-        """image (P, C), in the host's memory, of the places from `first` on under the permutations of keys (C,)."""
-        image[...] = permute(np.arange(first, first + len(image))[:, None], n, keys)
+    def permute(self, image: NDArray[np.int64], first: int, n: int, keys: Keys, starts: NDArray[np.int64]) -> None:
+        """image (P, C), in the host's memory, of the places from `first` on under the permutations of keys (C,), each
+        counted from its start (C,)."""
+        image[...] = permute(np.arange(first, first + len(image))[:, None], n, keys) + starts
 
     def bias(self, y_BO: Array, b_O: Array, relu: bool) -> None:
         """y += b in every row, then y = max(y, 0) where relu is asked for."""

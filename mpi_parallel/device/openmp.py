@@ -13,7 +13,8 @@ from mpi_parallel.device.expressions import Expressions, steady, threshold
 from mpi_parallel.device.hashing import half_of, round_keys
 from mpi_parallel.device.interface import Array, Pace
 
-MODULE, VERSION = "mpi_parallel.device._kernels", 2  # what module.c must call itself
+MODULE, VERSION = "mpi_parallel.device._kernels", 3  # what module.c must call itself
+INDEX = np.dtype(np.int64)
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
 # Those that take the arguments that callers have are called without a detour, and products if we know the BLAS.
 AS_THEY_ARE = ("pick", "bias", "relu_gradient", "column_sums", "check", "sum_slots", "meet")
@@ -47,12 +48,12 @@ class OpenMP(Expressions):
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
         kernel = self._gathers.get(images_NF.dtype)
-        if kernel is None or index_B.dtype != np.int64:
+        if kernel is None or index_B.dtype != INDEX:
             return super().gather(images_NF, index_B, mean, inverse_std, x_BF)
         return kernel(images_NF, index_B, mean, inverse_std, x_BF)
 
-    def permute(self, image: Array, first: int, n: int, keys: Array) -> None:
-        self.library.permute(image, first, n, half_of(n), np.stack(round_keys(keys)))
+    def permute(self, image: Array, first: int, n: int, keys: Array, starts: Array) -> None:
+        self.library.permute(image, first, n, half_of(n), np.stack(round_keys(keys)), starts)
 
     def narrow(self, a: Array, out: Array, precision: str) -> None:
         getattr(self.library, f"to_{precision}")(a, out)

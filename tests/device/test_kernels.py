@@ -206,7 +206,13 @@ def test_what_is_no_array_is_refused():
 def test_permute_is_the_expression(n, columns, first, seed):
     keys = np.random.default_rng(seed).integers(0, 2**32, columns, np.uint32)
     first = min(first, n - 1)
-    np.testing.assert_array_equal(*both("permute", np.empty((n - first, columns), np.int64), first, n, keys, out=0))
+    image, starts = np.empty((n - first, columns), np.int64), np.arange(columns) * 1000
+    np.testing.assert_array_equal(*both("permute", image, first, n, keys, starts, out=0))
+    wide = np.full((n - first, columns + 3), -1)
+    COMPILED.permute(wide[:, 1:-2], first, n, keys, starts)
+    PLAIN.permute(image, first, n, keys, starts)
+    np.testing.assert_array_equal(wide[:, 1:-2], image)
+    assert (wide[:, [0, -2, -1]] == -1).all()
 
 
 @given(st.integers(0, 40), SEED)

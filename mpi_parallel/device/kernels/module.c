@@ -105,9 +105,10 @@ FUNCTION(pick)
 
 FUNCTION(permute)
 {
-    TAKES(5);
-    ARRAY(image, 0); WHOLE(first, 1); WHOLE(n, 2); WHOLE(half, 3); ARRAY(keys, 4);
-    RUN(permute(DATA(image), image->shape[0], image->shape[1], first, n, (int)half, DATA(keys)));
+    TAKES(6);
+    ARRAY(image, 0); WHOLE(first, 1); WHOLE(n, 2); WHOLE(half, 3); ARRAY(keys, 4); ARRAY(starts, 5);
+    RUN(permute(DATA(image), image->shape[0], image->shape[1], image->strides[0] / 8, first, n, (int)half, DATA(keys),
+                DATA(starts)));
 }
 
 /* --- layers --- */
@@ -280,6 +281,6 @@ PyMODINIT_FUNC PyInit__kernels(void)
     Py_DECREF(numpy);
     PyObject *module = array_type ? PyModule_Create(&definition) : NULL;
     /* Raised whenever what a function takes or does changes: a library that was built before is not to be trusted. */
-    if (module && PyModule_AddIntConstant(module, "VERSION", 2) < 0) Py_CLEAR(module);
+    if (module && PyModule_AddIntConstant(module, "VERSION", 3) < 0) Py_CLEAR(module);
     return module;
 }

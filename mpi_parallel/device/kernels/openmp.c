@@ -17,6 +17,13 @@
 #define VECTORS __attribute__((noinline))
 #endif
 
+/* Bytes become vectors of 64 bytes only with AVX-512's further parts, of which older compilers cannot ask by features. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define WIDENING __attribute__((target_clones("default", "avx2", "arch=x86-64-v4"), noinline))
+#else
+#define WIDENING VECTORS
+#endif
+
 /* Below this many elements a thread is not worth waking. */
 #define GRAIN 32768
 
@@ -34,20 +41,20 @@
 
 /* --- gather + normalise: rows by number, from the file's type to standardised float32 --- */
 
-#define AHEAD 4 /* rows: memory takes about as long to answer as these take to convert */
+#define AHEAD 2 /* rows: memory takes about as long to answer as these take to convert */
 
 #define GATHER(NAME, TYPE)                                                                                             \
-    VECTORS static void NAME##_part(const TYPE *restrict images, const int64_t *restrict index, long begin, long end,  \
+    WIDENING static void NAME##_part(const TYPE *restrict images, const int64_t *restrict index, long begin, long end,  \
                                     long features, const float *restrict mean, const float *restrict inverse_std,      \
                                     int scalar, float *restrict out)                                                   \
     {                                                                                                                  \
         for (long row = begin; row < end; ++row) {                                                                     \
             const TYPE *from = images + index[row] * features;                                                         \
             float *to = out + row * features;                                                                          \
-            /* The rows lie anywhere: fetch the start of a later one meanwhile. */                                     \
+            /* The rows lie anywhere: fetch the start of a later one meanwhile, past the cache that is full of x. */   \
             const char *next = (const char *)(images + index[row + AHEAD < end ? row + AHEAD : row] * features);       \
             for (long at = 0; at < features * (long)sizeof(TYPE) && at < 4096; at += 64)                               \
-                __builtin_prefetch(next + at);                                                                         \
+                __builtin_prefetch(next + at, 0, 0);                                                                   \
             if (scalar) {                                                                                              \
                 float one = mean[0], other = inverse_std[0];                                                           \
                 _Pragma("omp simd") for (long f = 0; f < features; ++f)                                                \
@@ -74,23 +81,29 @@ void pick(const int32_t *labels, const int64_t *index, long rows, int32_t *t)
     for (long row = 0; row < rows; ++row) t[row] = labels[index[row]];
 }
 
-VECTORS static void permute_part(int64_t *restrict image, long begin, long end, long columns, long first, unsigned n, int half,
-                                 const uint32_t *restrict keys)
+VECTORS static void permute_part(int64_t *restrict image, long begin, long end, long columns, long apart, long first,
+                                 unsigned n, int half, const uint32_t *restrict keys, const int64_t *restrict starts)
 {
     for (long row = begin; row < end; ++row) {
-        int64_t *to = image + row * columns;
-        _Pragma("omp simd") for (long c = 0; c < columns; ++c)
-            to[c] = mp_permute((unsigned)(first + row), keys + c, columns, half);
-        for (long c = 0; c < columns; ++c)
+        int64_t *to = image + row * apart;
+        unsigned outside = 0;
+        _Pragma("omp simd reduction(| : outside)") for (long c = 0; c < columns; ++c) {
+            unsigned place = mp_permute((unsigned)(first + row), keys + c, columns, half);
+            outside |= place >= n;
+            to[c] = place;
+        }
+        for (long c = 0; outside && c < columns; ++c)
             while (to[c] >= n) to[c] = mp_permute((unsigned)to[c], keys + c, columns, half);
+        _Pragma("omp simd") for (long c = 0; c < columns; ++c) to[c] += starts[c];
     }
 }
 
-/* The images of the places first, first + 1, ... (a row each) under permutations of range(n), one a column, by their keys
- * (MP_ROUNDS, columns); see device/hashing.py. */
-void permute(int64_t *image, long rows, long columns, long first, long n, int half, const uint32_t *keys)
+/* The images of the places first, first + 1, ... (a row each, `apart` numbers from the next) under permutations of range(n),
+ * one a column, by their keys (MP_ROUNDS, columns), each counted from its start; see device/hashing.py. */
+void permute(int64_t *image, long rows, long columns, long apart, long first, long n, int half, const uint32_t *keys,
+             const int64_t *starts)
 {
-    SHARE(rows, 8 * columns, permute_part(image, begin, end, columns, first, (unsigned)n, half, keys));
+    SHARE(rows, 8 * columns, permute_part(image, begin, end, columns, apart, first, (unsigned)n, half, keys, starts));
 }
 
 /* --- bias, relu and its gradient, column sums --- */
