@@ -12,7 +12,6 @@ checksums over everything else. The file is made under another name and renamed 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -241,18 +240,3 @@ def _read(file: int, to: memoryview, offset: int) -> None:
         if not got:
             raise OSError("the file ends too early")
         to, offset = to[got:], offset + got
-
-
-def write(file: int, data: memoryview, offset: int) -> None:
-    """Put these bytes at an offset. Raises OSError, also when only a part of them found room."""
-    while len(data):
-        put = os.pwrite(file, data, offset)
-        data, offset = data[put:], offset + put
-
-
-def flush(path: Path) -> None:
-    """Have the disk hold what was written to a file or folder. Raises OSError."""
-    with contextlib.ExitStack() as stack:
-        descriptor = os.open(path, os.O_RDONLY)
-        stack.callback(os.close, descriptor)
-        os.fsync(descriptor)

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.training.checkpoint import ARRAYS, COLUMNS, DIGESTS, FACTS, FORMAT, NAME, PIECES, Stored, write
+from mpi_parallel.training.checkpoint import ARRAYS, COLUMNS, DIGESTS, FACTS, FORMAT, NAME, PIECES, Stored
 from mpi_parallel.training.slices import Piece
 
 SLACK = 4096  # bytes by which the facts may grow
@@ -152,3 +152,10 @@ class Writer:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def write(file: int, data: memoryview, offset: int) -> None:
+    """Put these bytes at an offset. Raises OSError, also when only a part of them found room."""
+    while len(data):
+        put = os.pwrite(file, data, offset)
+        data, offset = data[put:], offset + put

@@ -278,7 +278,7 @@ def test_what_cannot_be_written_is_told_and_the_old_ones_stay(train, monkeypatch
         return put(file, data, offset)
 
     if train.world.rank == unlucky % train.world.size:
-        monkeypatch.setattr("mpi_parallel.training.checkpoint.os.pwrite", full)
+        monkeypatch.setattr("mpi_parallel.training.skeleton.os.pwrite", full)
     status, events = train("--checkpoint-every", 3, "--keep", 9)
     failed = [event["step"] for event in events if event["event"] == "checkpoint-failed"]
     assert set(failed) | set(saved_steps(train.folder / "run")) == {3, 6, 9, 12}
