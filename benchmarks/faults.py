@@ -20,22 +20,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copy
-from typing import Any
 
 import h5py
 import numpy as np
-from survive import MPIRUN, ROOT, events, ranks_of
-
-from mpi_parallel.mpi.launcher import child_environment
-from mpi_parallel.options import InputError
-from mpi_parallel.training.checkpoint import read_checkpoint
+from survive import ROOT, ranks_of
+from trainings import Training, kill, send
 
 SMALL = ROOT / "data/fashion-mnist-small.h5"
-DEADLINE = 120.0  # seconds for a job that takes some five on a quiet machine
 FAULTS_OF_A_ROUND = 4
 DISK = 16  # MiB of the small disk
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -55,97 +49,12 @@ KINDS = (
 ROOT_ONLY = ("full", "locked")
 
 
-@dataclass
-class Training:
-    """One training, whatever happens to it."""
-
-    folder: Path
-    data: Path
-    steps: int
-    rng: random.Random
-    latest: float  # seconds after its start at which a job is struck
-    log: str = ""
-    wrong: list[str] = field(default_factory=list)  # what went otherwise than promised
-    lost: list[int] = field(default_factory=list)  # samples that were trained on and had to be trained on again
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "run"
-
-    @property
-    def file(self) -> Path:
-        """What a job says; not on the disk of its run, which may be full."""
-        return self.folder.with_suffix(".log")
-
-    @property
-    def told(self) -> list[dict[str, Any]]:
-        return [dict(event) for event in events(self.out)] if (self.out / "metrics.jsonl").exists() else []
-
-    def start(self, ranks: int) -> subprocess.Popen[bytes]:
-        """A job that goes on with the training: short epochs and many checkpoints, so that anything may be struck."""
-        options = f"--reproducible --steps {self.steps} --checkpoint-every 40 --keep 3 --resume auto --progress none"
-        program = [sys.executable, "-m", "mpi_parallel.train", "--data", str(self.data), "--out", str(self.out)]
-        quiet = "--no-report --threads 1 --hang-timeout 60s"
-        with self.file.open("wb") as log:
-            command = [str(MPIRUN), "-n", str(ranks), *program, *options.split(), *quiet.split()]
-            return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=child_environment())
-
-    def end(self, job: subprocess.Popen[bytes]) -> int:
-        """The status of a job that ends by itself."""
-        try:
-            status = job.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            for rank in ranks_of(job.pid):
-                send(rank, signal.SIGQUIT)  # on which it shows its stack
-            time.sleep(1)
-            self.wrong.append(f"hung\n{self.file.read_text(errors='replace')[-6000:]}")
-            kill(job)
-            status = job.wait()
-        self.log = self.file.read_text(errors="replace")
-        return status
-
-    def checkpoints(self) -> list[Path]:
-        return sorted((self.out / "checkpoints").glob("step-*.h5"), reverse=True)
-
-    def check(self) -> None:
-        """The newest checkpoint or the one before is whole."""
-        newest = self.checkpoints()[:2]
-        if newest and not any(map(whole, newest)):
-            self.wrong.append(f"no whole checkpoint among {', '.join(path.name for path in newest)}")
-
-    def count_loss(self) -> None:
-        """What the last two jobs both did, as far as epochs tell."""
-        reached = 0
-        for event in self.told:
-            if event["event"] == "resume":
-                self.lost.append(256 * max(0, reached - event["step"]))
-            reached = event["step"] if event["event"] in ("epoch", "resume", "end") else reached
-
-
-def whole(path: Path) -> bool:
-    try:
-        read_checkpoint(path)
-    except InputError:
-        return False
-    return True
-
-
-def kill(job: subprocess.Popen[bytes], number: signal.Signals = signal.SIGKILL) -> None:
-    """All of a job."""
-    for pid in (*ranks_of(job.pid), job.pid):
-        send(pid, number)
-
-
-def send(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
 def strike(kind: str, training: Training) -> None:
     """One fault, and what has to be true behind it."""
     rng = training.rng
     ranks, moment = rng.choice([1, 2, 2, 3, 4]), rng.uniform(0.2, training.latest)
     number, place = rng.choice(SIGNALS), rng.random()
+    before = len(training.told)
     job = training.start(ranks)
     while time.sleep(0.02) is None and job.poll() is None and moment > 0:
         moment -= 0.02
@@ -162,7 +71,8 @@ def strike(kind: str, training: Training) -> None:
         kill(job)
     status = training.end(job)
     training.check()
-    expected(kind, status, training)
+    if len(training.told) > before:  # it had begun to listen
+        expected(kind, status, training)
     BETWEEN.get(kind, lambda *_: None)(training, place)
 
 

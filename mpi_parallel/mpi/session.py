@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -38,6 +39,7 @@ def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
     An exception on any rank ends the job, and so does a status other than 0 that one rank returns alone.
     """
     faulthandler.enable()  # a crash shows where it was
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # see mpi_parallel/__init__.py
     world = Communicator(MPI.COMM_WORLD)
     farewell = MPI.COMM_WORLD.Dup()  # its own communicator: the failing ranks' messages must not meet anybody else's
     try:
