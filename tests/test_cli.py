@@ -72,9 +72,10 @@ class TestFinishedRun:
             assert re.fullmatch(
                 rf"epoch {number}/2  loss F  accuracy F  validation F F  [\d,]+ samples/s  .* left", figures
             )
-        assert lines[-3].startswith("finished after 8 steps")
-        assert lines[-2] == f"kept in     {out}"
-        assert lines[-1].startswith(f"report      {out}/report.html (took ")
+        assert lines[-4].startswith("finished after 8 steps")
+        assert lines[-3] == f"kept in     {out}"
+        assert lines[-2].startswith(f"report      {out}/report.html (took ")
+        assert lines[-1].startswith(f"use it with python -m mpi_parallel.predict --checkpoint {out} ")
 
     def test_no_line_is_printed_twice_or_drawn_over(self, finished):
         ended, _ = finished

@@ -12,6 +12,7 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import DTypeLike, NDArray
 
+from mpi_parallel.device.blas import blas_pool
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import Collectives, Kernels
 from mpi_parallel.device.openmp import OpenMP
@@ -97,7 +98,7 @@ def best_kernels() -> Kernels:
 
 def blas() -> str:
     """The BLAS in use, its kernels and its threads, as threadpoolctl sees them."""
-    pool = _blas_pool()
+    pool = blas_pool()
     if pool is None:
         return "unknown BLAS"
     kernels = f" ({pool['architecture']} kernels)" if pool.get("architecture") else ""
@@ -107,7 +108,7 @@ def blas() -> str:
 
 def blas_complaint(flags: frozenset[str] | None = None) -> str | None:
     """What to tell the user where OpenBLAS was made to run kernels below what the CPU (its `flags`) can do."""
-    pool, flags = _blas_pool(), cpu_flags() if flags is None else flags
+    pool, flags = blas_pool(), cpu_flags() if flags is None else flags
     kernels = "" if pool is None else str(pool.get("architecture") or "")
     needs = next((flag for flag, architectures in BELOW.items() if flag in flags and kernels in architectures), None)
     if needs is None:
@@ -126,11 +127,6 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
-
-
-def _blas_pool() -> dict[str, Any] | None:
-    found = (pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas")
-    return next(found, None)
 
 
 def set_threads(count: int) -> None:
