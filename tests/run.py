@@ -51,7 +51,8 @@ def run(mpi: str, ranks: int, arguments: list[str]) -> Counter[str]:
         # python alone takes the MPI of this mpirun where it is told its library
         library = subprocess.run([mpirun, "-n", "1", "printenv", "MPI4PY_LIBMPI"], capture_output=True, text=True)
         environment["MPI4PY_LIBMPI"] = library.stdout.strip()
-        command = pytest
+        # Many of them start jobs and wait for them, so that there is room for one more than there are cores.
+        command = [*pytest, "--numprocesses", str(min(8, len(os.sched_getaffinity(0)) + 1)), "--dist", "loadfile"]
     else:
         command = [mpirun, "-n", str(ranks), *pytest]
     print(f"\n--- {mpi or 'MPI'}, {ranks} rank{'s' if ranks > 1 else ''}: {' '.join(command)}", flush=True)

@@ -9,8 +9,10 @@ from mpi4py import MPI
 
 from mpi_parallel import verify
 from mpi_parallel.options import InputError, parse
+from tests.once import once
 
 
+@once
 def test_ranks_agree_to_the_bit_and_the_table_shows_it():
     done = subprocess.run(
         [sys.executable, "-m", "mpi_parallel.verify", "--ranks", "1,2", "--steps", "15", "--options",

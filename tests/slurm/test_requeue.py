@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
 
 JOB = ("requeue.sbatch", DATA, "--reproducible", "--batch-size", "64", "--progress", "none")
 TWO = ["--ntasks=2"]
-ALONE = 12.0  # seconds of the run when it has the machine for itself: the limited one must not end within its minute
+ALONE = 8.0  # seconds of the run when it has the machine for itself: the limited one must not end within its minute
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.samples import write_image_set
 
 TRAIN = ("-m", "mpi_parallel.train", "--steps", "1", "--progress", "plain")
 LARGE = ("--hidden", "2500", "2500", "--batch-size", "64")
-BUDGET = "170M"  # of which the program takes some 40 or 50, and the whole network 175 more
+BUDGET = "150M"  # of which the program takes some 30 to 50, and the whole network 135 more
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_it_trains_on_two(data, tmp_path, words):
     assert done.returncode == 0, done.stdout + done.stderr
     start, *_, end = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert start["grid"]["pipe"] * start["grid"]["tensor"] == 2
-    assert max(end["memory"]) < 1.15 * (170 << 20)
+    assert max(end["memory"]) < 1.15 * (150 << 20)
 
 
 def test_auto_says_why(data, tmp_path):
