@@ -6,18 +6,18 @@ from functools import partial
 
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.augmentation import augmentation_of
-from mpi_parallel.data_parallel.dataset import open_image_set
-from mpi_parallel.data_parallel.loader import TrainingRows, class_count, evaluation_rows
+from mpi_parallel.data_parallel.dataset import ImageSet, open_image_set
+from mpi_parallel.data_parallel.loader import Rows, TrainingRows, class_count, evaluation_rows
 from mpi_parallel.data_parallel.memory import budget_of
-from mpi_parallel.device import open_device
+from mpi_parallel.device import Device, open_device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.nn.optimizers import RULES
+from mpi_parallel.nn.optimizers import RULES, Optimizer
 from mpi_parallel.options import parse, seconds_of
-from mpi_parallel.result_merging.automatic import open_merger
+from mpi_parallel.result_merging.automatic import Choice, open_merger
 from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.board import open_board
 from mpi_parallel.training.fit import Run, fit
@@ -29,6 +29,7 @@ from mpi_parallel.training.planning import settle_layout
 from mpi_parallel.training.resume import find, take_up
 from mpi_parallel.training.saver import open_saver
 from mpi_parallel.training.start import start
+from mpi_parallel.training.step import Engine
 from mpi_parallel.training.survival import survive
 from mpi_parallel.training.trace import open_trace
 from mpi_parallel.training.watchdog import Watchdog
@@ -52,19 +53,48 @@ def train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
 
 
 def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
-    batch, rule = config.batch, config.optimizer
     node = world.node()
     threads = settle_threads(config.threads, node)
     device = open_device(config.device.device, node.rank, config.device.precision, measure=config.groups is None)
     PULSE.enter("settling the layout")
-    data = open_image_set(config.data, batch.seed, world)
+    data = open_image_set(config.data, config.batch.seed, world)
     layout = settle_layout(config, data, world.on(device), node)
-    grid = ProcessGrid(world.on(device), *layout.grid[1:])
-    comm, clock = grid.data.on_host(), Clock()  # of what is read and counted
+    grid, clock = ProcessGrid(world.on(device), *layout.grid[1:]), Clock()
     trace = open_trace(config.run.trace, config.run.trace_steps, clock, world, grid)
+    training, validation, test = _read(config, data, grid, node, device, clock)
 
+    PULSE.enter("building the network")
+    classes = class_count(data, training, [validation, test], grid.data.on_host())
+    engine, optimizer, choice = _build(config, (data.features, *config.model.hidden, classes), training, grid, clock)
+    if choice.seconds:
+        config = config.merging_by(choice.merger.name)
+    folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)
+    folder.show_on(open_board(config.run.tensorboard, folder.path, world.rank == 0))
+    merger = over_grid(choice.merger, grid)
+    run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, data, folder, trace)
+    legacy.watch(run)
+    facts = identity_of(run, grid, threads)
+    run.saver = open_saver(run, facts)
+    found = find(run, facts)
+    announce(run, grid, threads, choice, layout)
+    if not legacy.hand_to(run):
+        start(run)
+        take_up(run, found)
+    status = fit(run)
+    for held in (run.saver, merger):
+        held.close()
+    for lent in (training, grid, node):
+        lent.free()
+    return status
+
+
+def _read(
+    config: TrainConfig, data: ImageSet, grid: ProcessGrid, node: Communicator, device: Device, clock: Clock
+) -> tuple[TrainingRows, Rows | None, Rows | None]:
+    """This rank's training rows, and its part of the others."""
     clock.enter("data", "read data")
     PULSE.enter("reading the data")
+    batch, comm = config.batch, grid.data.on_host()  # of what is read and counted
     budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
     peers = grid.model if grid.model.size > 1 else None
     images = grid.pipe.rank == 0  # the other stages look at labels alone
@@ -72,40 +102,21 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     training.rows.listen(clock.beside)
     left = budget.less(training.bytes)
     held_out = [evaluation_rows(s, training.scaler, comm, device, left, images) for s in (data.validation, data.test)]
-    validation, test = held_out
-    classes = class_count(data, training, [validation, test], comm)
     clock.enter("other")
+    return training, held_out[0], held_out[1]
 
-    PULSE.enter("building the network")
-    widths, precision = (data.features, *config.model.hidden, classes), config.device.precision
-    model = open_model(device, widths, grid, config.model.dropout, batch.seed, precision, config.groups is not None)
-    engine = open_engine(
-        model, training.rows, batch.micro_batch, config.parallel.pipe_schedule, config.groups is not None, clock
-    )
+
+def _build(
+    config: TrainConfig, widths: tuple[int, ...], training: TrainingRows, grid: ProcessGrid, clock: Clock
+) -> tuple[Engine, Optimizer, Choice]:
+    """The network's engine, its optimizer, and the merger that was chosen for it."""
+    rule, batch, parallel, grouped = config.optimizer, config.batch, config.parallel, config.groups is not None
+    device = training.rows.device
+    model = open_model(device, widths, grid, config.model.dropout, batch.seed, config.device.precision, grouped)
+    engine = open_engine(model, training.rows, batch.micro_batch, parallel.pipe_schedule, grouped, clock)
     update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
-    choice = open_merger(config.merge, model.store, grid.data, update, config.groups, config.parallel.wire)
-    merger, optimizer = over_grid(choice.merger, grid), update(model.store)
-
-    if choice.seconds:
-        config = config.merging_by(choice.merger.name)
-    folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)
-    folder.show_on(open_board(config.run.tensorboard, folder.path, world.rank == 0))
-    run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, data, folder, trace)
-    legacy.watch(run)
-    facts = identity_of(run, grid, threads)
-    run.saver = open_saver(run, facts)
-    found = find(run, facts)
-    announce(run, grid, threads, data, choice, layout)
-    if not legacy.hand_to(run):
-        start(run)
-        take_up(run, found)
-    status = fit(run)
-    run.saver.close()
-    merger.close()
-    training.free()
-    grid.free()
-    node.free()
-    return status
+    choice = open_merger(config.merge, model.store, grid.data, update, config.groups, parallel.wire)
+    return engine, update(model.store), choice
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import h5py
@@ -13,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_parallel
-from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
+from mpi_parallel.data_parallel.dataset import SPLITS
 from mpi_parallel.device import Device
 from mpi_parallel.device.cuda_choice import gpu_map
 from mpi_parallel.device.host import blas_complaint, fair_threads, set_threads, usable_cores
@@ -67,48 +68,13 @@ def precision_line(precision: str, device: Device) -> str:
     return f"{precision} in matrix products{rounded}; weights and sums in float32"
 
 
-def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: Choice, plan: Layout) -> None:
+def announce(run: Run, grid: ProcessGrid, threads: int, choice: Choice, plan: Layout) -> None:
     """Show the banner, write the configuration and the start event."""
     run.folder.keep(run.config)
-    config, training, device = run.config, run.training, run.engine.store.device
-    widths = run.engine.model.widths
-    hosts = run.comm.gather_text(platform.node())
-    held = {name: split for name in SPLITS if (split := getattr(data, name)) is not None}
-    sizes = {f"{name}_samples": len(split) for name, split in held.items()}
-    facts = {
-        "device": device.kind,
-        "precision": config.device.precision,
-        "merge": choice.merger.name,
-        "merge_seconds": choice.seconds,
-        "holding": training.holding,
-        "parameters": parameter_count(widths),
-        "groups": config.groups,  # with what follows, what the bits of a reproducible run depend on
-        "arithmetic": device.describe(),
-        "memory_forecast": plan.need.total,  # bytes of a rank beside the program, and the program's own
-        "memory_program": plan.program,
-    }
-    run.folder.event(
-        "start", ranks=run.comm.size, grid=grid.shape, hosts=list(dict.fromkeys(hosts)), **facts, **sizes,
-        threads=threads, config=to_tables(config), versions=versions(),
-    )  # fmt: skip
-    counts = Counter(hosts)
-    where = ", ".join(f"{count} on {host}" for host, count in list(counts.items())[:8]) + (
-        ", …" if len(counts) > 8 else ""
-    )
-    layout = " x ".join(f"{name} {size}" for name, size in grid.shape.items())
-    for line in (
-        f"mpi_parallel {mpi_parallel.__version__}, Python {platform.python_version()}, {library()}",
-        f"ranks       {len(hosts)}: {where}; {threads} thread{'s' * (threads > 1)} a rank",
-        f"device      {device.describe()}",
-        f"data        {data.path}: {', '.join(f'{len(split):,} {name}' for name, split in held.items())}; "
-        f"{data.dtype} {' x '.join(map(str, data.shape))}",
-        f"held        {training.holding}, {training.told()}",
-        f"network     {' - '.join(map(str, widths))}: {facts['parameters']:,} parameters",
-        f"precision   {precision_line(config.device.precision, device)}",
-        f"layout      {layout}" + (f": {plan.why}" if plan.why else ""),
-        f"memory      {plan.told}",
-        f"merged by   {choice}",
-    ):
+    device, hosts = run.engine.store.device, run.comm.gather_text(platform.node())
+    held = {name: len(split) for name in SPLITS if (split := getattr(run.data, name)) is not None}
+    _start_event(run, grid, threads, choice, plan, hosts, held)
+    for line in _lines(run, grid, threads, choice, plan, hosts, held):
         logger.info(line)
     if device.place:
         mapped, doubles = gpu_map(hosts, run.comm.gather_text(device.place))
@@ -118,3 +84,48 @@ def announce(run: Run, grid: ProcessGrid, threads: int, data: ImageSet, choice: 
             logger.warning(double)
     if complaint := blas_complaint():
         logger.warning(complaint)
+
+
+def _start_event(
+    run: Run, grid: ProcessGrid, threads: int, choice: Choice, plan: Layout, hosts: list[str], held: dict[str, int]
+) -> None:
+    """Tell programs."""
+    config, device = run.config, run.engine.store.device
+    facts = {
+        "device": device.kind,
+        "precision": config.device.precision,
+        "merge": choice.merger.name,
+        "merge_seconds": choice.seconds,
+        "holding": run.training.holding,
+        "parameters": parameter_count(run.engine.model.widths),
+        "groups": config.groups,  # with what follows, what the bits of a reproducible run depend on
+        "arithmetic": device.describe(),
+        "memory_forecast": plan.need.total,  # bytes of a rank beside the program, and the program's own
+        "memory_program": plan.program,
+    }
+    sizes = {f"{name}_samples": count for name, count in held.items()}
+    run.folder.event(
+        "start", ranks=run.comm.size, grid=grid.shape, hosts=list(dict.fromkeys(hosts)), **facts, **sizes,
+        threads=threads, config=to_tables(config), versions=versions(),
+    )  # fmt: skip
+
+
+def _lines(
+    run: Run, grid: ProcessGrid, threads: int, choice: Choice, plan: Layout, hosts: list[str], held: dict[str, int]
+) -> Iterator[str]:
+    """Tell people."""
+    data, training, device, widths = run.data, run.training, run.engine.store.device, run.engine.model.widths
+    counts = Counter(hosts)
+    where = ", ".join(f"{count} on {host}" for host, count in list(counts.items())[:8]) + ", …" * (len(counts) > 8)
+    layout = " x ".join(f"{name} {size}" for name, size in grid.shape.items())
+    yield f"mpi_parallel {mpi_parallel.__version__}, Python {platform.python_version()}, {library()}"
+    yield f"ranks       {len(hosts)}: {where}; {threads} thread{'s' * (threads > 1)} a rank"
+    yield f"device      {device.describe()}"
+    sizes = ", ".join(f"{count:,} {name}" for name, count in held.items())
+    yield f"data        {data.path}: {sizes}; {data.dtype} {' x '.join(map(str, data.shape))}"
+    yield f"held        {training.holding}, {training.told()}"
+    yield f"network     {' - '.join(map(str, widths))}: {parameter_count(widths):,} parameters"
+    yield f"precision   {precision_line(run.config.device.precision, device)}"
+    yield f"layout      {layout}" + (f": {plan.why}" if plan.why else "")
+    yield f"memory      {plan.told}"
+    yield f"merged by   {choice}"
