@@ -11,7 +11,7 @@ from pathlib import Path
 from mpi_parallel.config import DataOptions, ModelOptions, TrainConfig
 from mpi_parallel.data_parallel.dataset import ImageSet, open_image_set
 from mpi_parallel.doctor import choices, memory, places, software, speed, storage
-from mpi_parallel.doctor.report import deliver, status
+from mpi_parallel.doctor.report import agree, deliver, status
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError, at_least, build, option, parse
@@ -76,8 +76,10 @@ def main(world: Communicator, arguments: list[str]) -> int:
         choices.check(device, why, complaint, widths, options.optimizer, world),
     ]
     node.free()
+    agree(sections, world)
     if options.speed:
         sections.append(speed.check(folder if not sections[4].problems else None, world))
+        agree(sections[-1:], world)
     if world.rank == 0:
         deliver(sections, options.strict, options.json)
     return status(sections, options.strict)

@@ -23,7 +23,7 @@ def check(
     section = Section("memory")
     sizes = Sizes(widths, config.batch.batch_size, config.batch.micro_batch, config.optimizer.optimizer)
     if data is not None:
-        sizes = sizes_of(config, data, widths[-1], node.size)
+        sizes = sizes_of(config, data, widths[-1], -world.maximum(-node.size))
     mine, whose = limit_of(None, node.size)
     limit = -world.maximum(-mine)
     section.tell("limit", f"{limit / 2**20:,.0f} MiB for a rank: {whose}", limit_bytes=limit, limit_of=whose)

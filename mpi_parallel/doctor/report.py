@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
 READY, NOT_READY = 0, 1  # exit statuses
@@ -36,6 +37,15 @@ class Section:
 def status(sections: Iterable[Section], strict: bool) -> int:
     """The exit status: NOT_READY with a problem, in strict mode with a warning, too."""
     return NOT_READY if any(s.problems or (strict and s.warnings) for s in sections) else READY
+
+
+def agree(sections: list[Section], world: Communicator) -> None:
+    """Let every rank know what any rank has found wrong."""
+    mine = json.dumps([(section.problems, section.warnings) for section in sections])
+    told = [json.loads(text) for text in world.gather_text(mine)]
+    for section, found in zip(sections, zip(*told, strict=True), strict=True):
+        section.problems = list(dict.fromkeys(text for problems, _ in found for text in problems))
+        section.warnings = list(dict.fromkeys(text for _, warnings in found for text in warnings))
 
 
 def table(sections: list[Section]) -> str:

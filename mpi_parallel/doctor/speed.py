@@ -97,6 +97,8 @@ def _disk(section: Section, folder: Path, world: Communicator) -> None:
         finally:
             path.unlink(missing_ok=True)
     written, read = world.broadcast(rates).tolist()
+    if not written:
+        return
     section.tell(
         "disk", f"{written / 1e6:,.0f} MB/s written and flushed, {read / 1e6:,.0f} MB/s read by rank 0",
         disk_write_bytes_per_second=written, disk_read_bytes_per_second=read,

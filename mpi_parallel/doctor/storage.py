@@ -97,17 +97,21 @@ def _see(path: Path) -> str:
 
 
 def _parallel(path: Path, world: Communicator) -> str:
-    """Whether all ranks can write one file, and each reads what the next one has written."""
+    """Whether all ranks can write one file, and each reads what the next one wrote; the same words on all ranks."""
     if world.rank == 0:
         path.write_bytes(b"")
     world.meet()
+    file, error = None, ""
     try:
         file = SharedFile(path, world)
-    except InputError as error:
-        return str(error)
-    file.write(world.rank * BLOCK, np.full(BLOCK, world.rank % 251, np.uint8))
-    file.close()
-    world.meet()
+        file.write(world.rank * BLOCK, np.full(BLOCK, world.rank % 251, np.uint8))
+    except InputError as refused:
+        error = str(refused)
+    opened = -world.maximum(-int(file is not None))
+    if file is not None and opened:  # closing takes all ranks
+        file.close()
+    if told := [text for text in world.gather_text(error) if text]:
+        return told[0]
     other = (world.rank + 1) % world.size
     read = np.fromfile(path, np.uint8, BLOCK, offset=other * BLOCK)
     right = len(read) == BLOCK and bool((read == other % 251).all())

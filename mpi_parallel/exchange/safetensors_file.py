@@ -47,11 +47,14 @@ def read(path: Path) -> Trained:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
             facts = file.metadata() or {}
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: a type that NumPy does not have
+        shape, classes = (json.loads(facts.get(name, "null")) for name in ("shape", "classes"))
+    except (OSError, SafetensorError, TypeError, ValueError) as error:  # TypeError: a type that NumPy does not have
         raise InputError(f"{path}: not a safetensors file that can be read ({error})") from None
     mean, std = (_flat(tensors.pop(name, None)) for name in ("mean", "std"))
-    layers = [_layer(tensors, name, path) for name in sorted(tensors, key=natural) if tensors[name].ndim == 2]
-    shape, classes = (json.loads(facts.get(name, "null")) for name in ("shape", "classes"))
+    matrices = sorted((name for name in tensors if tensors[name].ndim == 2), key=natural)
+    if others := tensors.keys() - set(matrices) - {_stem(name) + "bias" for name in matrices}:
+        raise InputError(f"{path}: {', '.join(sorted(others)[:4])}: only dense layers can be taken")
+    layers = [_layer(tensors, name, path) for name in matrices]
     return Trained(
         chained(_either_way(layers), str(path)), mean, std, tuple(shape) if shape else None,
         tuple(classes) if classes else None,
@@ -60,11 +63,15 @@ def read(path: Path) -> Trained:
 
 def _layer(tensors: dict[str, NDArray[Any]], name: str, path: Path) -> Dense:
     """W (in, out), as PyTorch keeps it transposed, and b beside it."""
-    stem = name.removesuffix("weight").removesuffix("kernel")
+    stem = _stem(name)
     bias = tensors.get(stem + "bias")
     if stem == name or bias is None or bias.ndim != 1:
         raise InputError(f"{path}: {name} {tensors[name].shape} has no {stem}bias: it is no dense layer")
     return tensors[name].T, bias
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix("weight").removesuffix("kernel")
 
 
 def _either_way(layers: list[Dense]) -> list[Dense]:

@@ -71,7 +71,8 @@ class Speeds:
 def settle_layout(config: TrainConfig, data: ImageSet, world: Communicator, node: Communicator) -> Layout:
     """The grid that was asked for, or the best one. Raises InputError where a rank has too little memory for it."""
     options = config.parallel
-    sizes = sizes_of(config, data, classes_of(data, world), node.size)
+    fewest = -world.maximum(-node.size)  # what ranks share on a node they share least there
+    sizes = sizes_of(config, data, classes_of(data, world), fewest)
     asked = None if options.rank_memory is None else bytes_of(options.rank_memory)
     mine, whose = limit_of(asked, node.size)
     limit = -world.maximum(-mine)  # the same on all ranks

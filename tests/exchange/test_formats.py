@@ -101,6 +101,17 @@ def test_a_file_that_is_not_of_dense_layers(tmp_path):
     save_file({"conv.weight": np.zeros((3, 3), np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=r"conv.weight \(3, 3\) has no conv.bias"):
         safetensors_file.read(tmp_path / "a.safetensors")
+    dense = {"1.weight": np.zeros((5, 9), np.float32), "1.bias": np.zeros(5, np.float32)}
+    for others in (
+        {"0.weight": np.ones((9, 1, 3, 3), np.float32), "0.bias": np.zeros(9, np.float32)},  # a convolution
+        {"0.weight": np.ones(9, np.float32), "0.running_mean": np.zeros(9, np.float32)},  # a batch normalisation
+    ):
+        save_file(dense | others, tmp_path / "c.safetensors")
+        with pytest.raises(InputError, match=r"0\.\w+.*: only dense layers can be taken"):
+            safetensors_file.read(tmp_path / "c.safetensors")
+    save_file(dense, tmp_path / "d.safetensors", {"shape": "3x3"})
+    with pytest.raises(InputError, match="not a safetensors file"):
+        safetensors_file.read(tmp_path / "d.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="not a safetensors file"):
         safetensors_file.read(tmp_path / "b.safetensors")
