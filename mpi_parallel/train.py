@@ -78,8 +78,7 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     found = find(run, facts)
     announce(run, grid, threads, choice, layout)
     if not legacy.hand_to(run):
-        start(run)
-        take_up(run, found)
+        take_up(run, found) if found else start(run)
     status = fit(run)
     for held in (run.saver, merger):
         held.close()

@@ -52,8 +52,9 @@ def waiting(verb: Callable[Concatenate[Self, P], T]) -> Callable[Concatenate[Sel
     @wraps(verb)
     def noted(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         PULSE.waits += 1
-        result = verb(self, *args, **kwargs)
-        PULSE.waits -= 1
-        return result
+        try:
+            return verb(self, *args, **kwargs)
+        finally:  # where ranks may die, verbs raise and the others go on
+            PULSE.waits -= 1
 
     return noted

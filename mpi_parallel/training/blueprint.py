@@ -124,6 +124,8 @@ def _share_skeleton(shapes: Shapes, folder: Path, comm: Communicator) -> Skeleto
     if comm.rank == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(".*.part"):  # by a run that was killed
+                left.unlink(missing_ok=True)
             skeleton = lay_out(folder / ".layout", shapes)
         except OSError as error:
             complaint = f"{folder}: no checkpoint can be written there: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from mpi_parallel.training.log import logger
 if TYPE_CHECKING:
     from mpi_parallel.training.fit import Run
 
-WELL = ("finished", "target", "early-stop")  # reasons to end after which there is a result
+WELL = ("finished", "target", "early-stop")  # reasons to end after which the run is tested, and there is a result
 ASKED = ("signal", "time-limit")  # reasons after which the run is to go on later
 
 
@@ -30,13 +31,14 @@ def leave(run: Run, reason: str, observer: Observer | None) -> None:
     logger.info(f"kept in     {folder}")
     if traced := run.trace.write(folder):
         logger.info(f"trace       {folder / traced}: open it in ui.perfetto.dev")
-    if observer and reason in WELL:
-        observer.write(folder, run.engine.model.pieces())
+    keep = observer.merge(run.engine.model.pieces()) if observer and reason in WELL else None
     # Who asked to stop wants no time spent on pictures.
     if run.config.run.report and reason not in ASKED and run.comm.rank == 0:
-        _report(folder)
+        _report(folder, keep)
     if run.config.run.tensorboard:
         logger.info(f"curves      tensorboard --logdir {folder}")
+    if run.saver.saved is None:
+        return
     if reason in WELL:
         logger.info(f"use it with python -m mpi_parallel.predict --checkpoint {folder} --data FILE.h5 --to OUT.h5")
     if reason in ASKED:
@@ -44,13 +46,15 @@ def leave(run: Run, reason: str, observer: Observer | None) -> None:
         logger.info(f"go on with  {command} --out {folder} --resume auto")
 
 
-def _report(folder: Path) -> None:
-    """Write report.html; that it cannot be written is no reason for a run to fail that is over and well kept."""
+def _report(folder: Path, keep: Callable[[Path], None] | None) -> None:
+    """Write gallery.h5 and report.html; a run that is over and well kept does not fail because they cannot be."""
     from mpi_parallel.pictures.page import write_page  # here, as only one rank draws, and only at the end
     from mpi_parallel.pictures.records import Record
 
     begun, path = perf_counter(), folder / "report.html"
     try:
+        if keep is not None:
+            keep(folder)
         write_page(Record(folder), path)
     except Exception as error:  # matplotlib's complaints are of many kinds
         logger.warning("report.html could not be written: %r", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,6 @@ from mpi_parallel.training.trace import NoTrace, Trace
 
 FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses
 STATUSES = {"not-finite": DIVERGED, "signal": STOPPED, "time-limit": STOPPED, "replicas-differ": DIFFERENT}
-WHOLE = ("finished", "target", "early-stop")  # runs that are tested
 TOLD_APART = 256  # of more ranks an epoch's line tells the mean and the slowest alone
 
 
@@ -126,11 +126,12 @@ def _train_epoch(run: Run, take: Take, progress: Any, stop: StopRequest) -> str:
     run.before = run.sums[2]
     clock.step = run.step + 1
     PULSE.enter(f"epoch {run.epochs + 1}")
+    total = run.total_steps
     for part in clock.booked("data", run.training.epoch(run.epochs, batch.batch_size, first), "order"):
-        if run.step >= run.total_steps:
+        if run.step >= total:
             break
         PULSE.take(run.step + 1)
-        asked, save = stop.before_step(run.saver.took), run.saver.due(run.step)
+        asked, save = stop.before_step(run.saver.took), run.saver.due()
         totals = take(part, run.step, asked, save)
         bad = not (totals.finite or totals.skipped)
         if bad and _too_bad(run, part, totals):
@@ -157,7 +158,8 @@ def _too_bad(run: Run, batch: Batch, totals: Totals) -> bool:
     places, allowed = diagnose(run, batch), run.config.run.max_bad_steps
     run.folder.event("bad-step", step=run.step + 1, bad_steps=run.bad_steps, loss=totals.loss, places=places)
     ends = run.bad_steps > allowed
-    logger.warning(
+    run.folder.tell(
+        logging.WARNING,
         "step %d of epoch %d: loss %s or the gradient is not finite: %s (%d such steps, --max-bad-steps %d)%s",
         run.step + 1, run.epochs + 1, totals.loss, "training went bad" if ends else "skipped", run.bad_steps, allowed,
         "".join(f"\n  {place}" for place in places[:LISTED]),
@@ -173,7 +175,9 @@ def _replicas_differ(run: Run) -> bool:
     mine = differing(run.engine.store, run.optimizer, run.merger.owned, run.training.comm, run.comm.rank)
     told = list(dict.fromkeys(text for text in run.comm.gather_text(mine) if text))
     for text in told:
-        logger.error("step %d: the copies of the weights are not the same any more: %s", run.step, text)
+        run.folder.tell(
+            logging.ERROR, "step %d: the copies of the weights are not the same any more: %s", run.step, text
+        )
     return bool(told)
 
 
@@ -241,12 +245,15 @@ def _end(run: Run, reason: str) -> int:
     """Tell how the run ended; the exit status. A run that is asked to stop does not begin to evaluate."""
     observer = closing.open_observer(run)
     see = observer.see if observer else None
-    tested = evaluate(run, run.test, see) if reason in WHOLE else None
+    tested = evaluate(run, run.test, see) if reason in closing.WELL else None
     if tested and not math.isfinite(tested.loss):  # the last step went bad, which no further one could find out
-        logger.warning("test loss %s: training went bad", tested.loss)
+        run.folder.tell(logging.WARNING, "test loss %s: training went bad", tested.loss)
         reason = "not-finite"
     PULSE.enter("the end of the run")
-    saved = reason in ("not-finite", "replicas-differ") or run.saver.last(run)
+    bad = reason in ("not-finite", "replicas-differ")
+    saved = bad or run.saver.last(run)
+    if bad:
+        run.saver.settle()
     seconds, digest = process_seconds(), weights_sha256(run.engine.model.pieces())
     run.folder.event(
         "end", step=run.step, epochs=run.epochs, reason=reason, seconds=seconds,
@@ -257,6 +264,6 @@ def _end(run: Run, reason: str) -> int:
     logger.info(f"{reason} after {run.step} steps, {duration(seconds)}{result}")
     closing.leave(run, reason, observer)
     if not saved:
-        logger.error("where the run ended could not be saved")
+        run.folder.tell(logging.ERROR, "where the run ended could not be saved")
         return UNSAVED
     return STATUSES.get(reason, FINISHED)

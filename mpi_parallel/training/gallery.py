@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ MOST_CLASSES = 256  # of which a matrix can be looked at
 
 
 class Observer:
-    """Looks on while the test rows are evaluated (`Engine.score`), then writes gallery.h5 with what it saw."""
+    """Looks on while the test rows are evaluated (`Engine.score`), for gallery.h5."""
 
     def __init__(self, data: ImageSet, classes: int, world: Communicator, speaks: bool) -> None:
         """`speaks`: whether this rank's view counts, which is one rank's of each model."""
@@ -42,8 +43,11 @@ class Observer:
             found = np.column_stack([probability, start + wrong, labels_B[wrong], predicted[wrong]])
             self.surest = _first(np.concatenate([self.surest, found]))
 
-    def write(self, folder: Path, pieces: Iterable[NDArray[np.float32]]) -> None:
-        """Merge what all ranks saw; rank 0 writes. `pieces` are those of the model's weights. All ranks together."""
+    def merge(self, pieces: Iterable[NDArray[np.float32]]) -> Callable[[Path], None] | None:
+        """Merge what all ranks saw; on rank 0, what writes it into a folder. All ranks together.
+
+        `pieces` are those of the model's weights.
+        """
         evaluation = self.tally.merge(self.world.on_host())
         lengths = self.world.gather(np.array([self.rows]))[:, 0]
         mine = np.full((MISTAKES, 4), -1.0)
@@ -52,12 +56,17 @@ class Observer:
         everyones = self.world.gather(mine).reshape(-1, 4)
         surest = _first(everyones[everyones[:, 0] >= 0])
         weights = _first_layer(pieces, self.data.features)
-        if self.world.rank == 0 and evaluation.matrix is not None:
-            rows, labels, predicted = surest[:, 1:].T.astype(np.int64)
-            names = self.data.classes or tuple(map(str, range(self.classes)))
-            Gallery(
-                names, self.data.shape, evaluation.matrix, self._images(rows), labels, predicted, surest[:, 0], weights
-            ).write(folder / GALLERY)
+        if self.world.rank or evaluation.matrix is None:
+            return None
+        return partial(self._write, evaluation.matrix, surest, weights)
+
+    def _write(self, matrix: NDArray[Any], surest: NDArray[Any], weights: NDArray[np.float32], folder: Path) -> None:
+        rows, labels, predicted = surest[:, 1:].T.astype(np.int64)
+        names = self.data.classes or tuple(map(str, range(self.classes)))
+        images = self._images(rows)
+        Gallery(names, self.data.shape, matrix, images, labels, predicted, surest[:, 0], weights).write(
+            folder / GALLERY
+        )
 
     def _images(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """These rows of the test split, (M, *shape), from the file."""

@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from mpi_parallel.training.saver import Saver
+    from mpi_parallel.training.state import Snapshot
 
 BEST = "best.h5"
 
@@ -45,13 +46,10 @@ class Task:
 class Job:
     """One checkpoint on its way to the disk: all ranks write, then one of them names the file, then all know of it."""
 
-    def __init__(self, saver: Saver, pool: ThreadPoolExecutor) -> None:
-        self.saver, self.pool, self.since = saver, pool, perf_counter()
-        step = saver.snapshot.numbers["step"]
-        self.parts = {} if saver.best is None or not saver.best.numbers else {BEST: saver.best}
-        if saver.saved != step:
-            self.parts[f"step-{step:08d}.h5"] = saver.snapshot
-        *_, self.name = self.parts
+    def __init__(self, saver: Saver, pool: ThreadPoolExecutor, parts: dict[str, Snapshot]) -> None:
+        """`parts` are what to write, by the files' names; the job is told by the last of them."""
+        self.saver, self.pool, self.parts, self.since = saver, pool, parts, perf_counter()
+        *_, self.name = parts
         self.step: int = self.parts[self.name].numbers["step"]
         self.error: OSError | None = None
         self.seconds = 0.0

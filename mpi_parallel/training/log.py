@@ -25,16 +25,15 @@ class RunFolder:
 
     def __init__(self, out: str | None, config: Any, progress: str, world: Communicator, goes_on: bool = False) -> None:
         """Make the folder. Raises InputError where it cannot be made, or holds a run already that is not to go on."""
-        self._goes_on = goes_on
-        complaint = self._make(out, config) if world.rank == 0 else None
-        self.path, complaint = (
-            Path(world.gather_text(str(getattr(self, "path", "")))[0]),
-            world.gather_text(complaint or "")[0],
-        )
+        self._goes_on, self._speaks = goes_on, world.rank == 0
+        self.path = Path(out or "runs")
+        self._metrics: TextIO | None = None
+        complaint = self._make(out, config) if self._speaks else None
+        place, complaint = json.loads(world.gather_text(json.dumps([os.fspath(self.path), complaint]))[0])
+        self.path = Path(place)
         if complaint:
             raise InputError(complaint)
         self.board: Board = NoBoard()
-        self._metrics: TextIO | None = self._open_metrics() if world.rank == 0 else None
         self.console = _Console(open_progress("none" if progress == "none" else "plain", 0, world.rank == 0))
         self._handlers = _handlers(self.path, world.rank, self.console)
         for handler in self._handlers:
@@ -63,6 +62,11 @@ class RunFolder:
             except OSError as error:
                 error.filename = str(self.path / "metrics.jsonl")
                 raise
+
+    def tell(self, level: int, message: str, *values: Any) -> None:
+        """Log what all ranks know alike, once."""
+        if self._speaks:
+            logger.log(level, message, *values)
 
     def show_on(self, board: Board) -> None:
         """From now on events go there too."""
@@ -100,6 +104,7 @@ class RunFolder:
                 return f"--out {self.path} holds a run already: name another folder, or go on with --resume auto"
             if not (self._goes_on and (self.path / "config.toml").exists()):
                 write_toml(config, self.path / "config.toml")
+            self._metrics = self._open_metrics()
         except OSError as error:
             return f"--out {out or 'runs'}: {error}"
         return None

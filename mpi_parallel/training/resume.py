@@ -53,10 +53,8 @@ def find(run: Run, facts: dict[str, Any]) -> Path | None:
         raise
 
 
-def take_up(run: Run, path: Path | None) -> None:
-    """Go on from the checkpoint that was found, if there was one; all ranks together."""
-    if path is None:
-        return
+def take_up(run: Run, path: Path) -> None:
+    """Go on from the checkpoint that was found; all ranks together."""
     with CheckpointFile(path) as file:
         _load(run, file)
     stand(run, file.facts)
@@ -85,12 +83,14 @@ def open_together(path: Path, comm: Communicator) -> CheckpointFile:
 
 def _newest(folder: Path, comm: Communicator) -> CheckpointFile | None:
     """The newest whole checkpoint of a folder; None where there are none at all. Warns of those that are damaged."""
-    names = comm.gather_text("\n".join(path.name for path in checkpoints(folder)))[0].split()
+    mine = [path.name for path in checkpoints(folder)] if comm.rank == 0 else []
+    names = comm.gather_text("\n".join(mine))[0].split()
     for name in names:
         try:
             return open_together(folder / name, comm)
         except InputError as error:
-            logger.warning("%s; trying the one before", error) if comm.rank == 0 else None
+            if comm.rank == 0:
+                logger.warning("%s; trying the one before", error)
     if names:
         raise InputError(
             f"--resume auto: none of the {len(names)} checkpoints in {folder} is whole: move them away to start anew"

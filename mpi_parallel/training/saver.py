@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpi_parallel.options import seconds_of
 from mpi_parallel.training.blueprint import draw
-from mpi_parallel.training.job import Job
+from mpi_parallel.training.job import BEST, Job
 from mpi_parallel.training.log import logger
 from mpi_parallel.training.state import Snapshot
 
@@ -32,8 +32,9 @@ class Never:
     """Saves nothing: the twin of Saver for runs that want no checkpoints."""
 
     took = 0.0
+    saved: int | None = None  # step of the last checkpoint that is whole
 
-    def due(self, step: int) -> bool:
+    def due(self) -> bool:
         return False
 
     def after_step(self, run: Run, asked: bool) -> None:
@@ -44,6 +45,9 @@ class Never:
 
     def last(self, run: Run) -> bool:
         return True
+
+    def settle(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -63,23 +67,19 @@ class Saver(Never):
         self.folder, self.keep, self.facts = folder, keep, facts
         (self.steps, self.seconds), self.run = every, run
         self.comm = run.comm.on_host().split(0)  # its own: the sums of different ranks begin at different steps
-        if self.comm.rank == 0:
-            for left in folder.glob(".*.part"):
-                left.unlink(missing_ok=True)
         self.blueprint = draw(run, facts, folder)
         self.snapshot = Snapshot(run, self.blueprint.span)
         self.best = Snapshot(run, self.blueprint.span) if run.validation is not None else None
-        self.saved: int | None = None  # step of the last checkpoint that is whole
         self.took = self.blueprint.skeleton.size / SLOW_DISK  # seconds of the last one, from the copy to its name
         self.failed = False  # whether the last one could not be written
         self._job: Job | None = None
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._begun, self._held = time.monotonic(), 0.0  # the last begin, and for how long it held up the step
 
-    def due(self, step: int) -> bool:
+    def due(self) -> bool:
         """Whether this rank, if it is the one with the clock, wants the coming step to be followed by a checkpoint."""
-        late = self.seconds and time.monotonic() - self._begun >= self.seconds
-        return bool(late) and self.comm.rank == 0 and self._job is None
+        mine = self.comm.rank == 0 and self.seconds > 0 and self._job is None
+        return mine and time.monotonic() - self._begun >= self.seconds
 
     def after_step(self, run: Run, asked: bool) -> None:
         """Begin a checkpoint where one is `asked` for, on all ranks alike, and see to the one under way."""
@@ -91,7 +91,8 @@ class Saver(Never):
     def improved(self, run: Run) -> None:
         """The run stands better than ever before: keep that, to be written with the next checkpoint."""
         if self.best is not None:
-            self._finish()  # it may be writing the last one
+            if self._job is not None and BEST in self._job.parts:
+                self._finish()  # it is writing the last one
             self.best.take(run)
 
     def last(self, run: Run) -> bool:
@@ -101,6 +102,13 @@ class Saver(Never):
             self._begin(run)
             self._finish()
         return not self.failed
+
+    def settle(self) -> None:
+        """The run went bad: keep what was begun, and the best state before, not this one; all ranks together."""
+        self._finish()
+        if self.best and self.best.numbers:
+            self._job = Job(self, self._pool, {BEST: self.best})
+            self._finish()
 
     def close(self) -> None:
         """No more checkpoints; all ranks together."""
@@ -116,7 +124,10 @@ class Saver(Never):
         self._finish()
         self._begun, since = time.monotonic(), perf_counter()
         self.snapshot.take(run)
-        self._job = Job(self, self._pool)
+        parts = {BEST: self.best} if self.best and self.best.numbers else {}
+        if self.saved != run.step:
+            parts[f"step-{run.step:08d}.h5"] = self.snapshot
+        self._job = Job(self, self._pool, parts)
         self._held = perf_counter() - since
         run.engine.clock.enter("other")
 
@@ -131,11 +142,11 @@ class Saver(Never):
         assert job is not None
         self.failed, self.took = job.failures > 0, job.seconds
         self.run.engine.clock.beside("checkpoint", "checkpoint", job.since, job.since + job.seconds)
-        if self.best is not None and not self.failed:
+        if self.best is not None and BEST in job.parts and not self.failed:
             self.best.numbers = {}
         path = self.folder / job.name
         if not self.failed:
-            self.saved = self.snapshot.numbers["step"]
+            self.saved = job.step if job.name != BEST else self.saved
             self.run.folder.event("checkpoint", step=job.step, path=str(path), seconds=job.seconds, held=self._held)
             return
         with suppress(OSError):  # the log may be on the same disk

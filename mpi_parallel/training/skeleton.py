@@ -36,11 +36,6 @@ class Skeleton:
     size: int  # bytes of the file
     between: list[tuple[int, bytes]] = field(default_factory=list)
 
-    @property
-    def facts_room(self) -> int:
-        """Bytes that the facts may take."""
-        return self.arrays[FACTS].nbytes
-
 
 def lay_out(scratch: Path, shapes: Shapes) -> Skeleton:
     """Have HDF5 lay out these arrays in a file that is removed again. Raises OSError."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +29,7 @@ from mpi_parallel.device.nvtx import ranges_on
 from mpi_parallel.mpi.clocks import seconds_behind
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
+from mpi_parallel.training.log import logger
 
 MAIN = "main"
 SELDOM = ("read data", "evaluate", "checkpoint")  # kept also behind the steps that are traced
@@ -83,7 +85,7 @@ class Trace:
         clock.listeners += (self.recorder, *ranges_on(grid.data.device))
 
     def write(self, folder: Path) -> str | None:
-        """Rank 0 writes trace.json into the folder; all ranks together. The name of the file."""
+        """Rank 0 writes trace.json into the folder; all ranks together. The file's name, None where it cannot."""
         path = folder / "trace.json"
         self._ticks.append(_tick(self.world))
         spans, first = list(self._aligned()), self.recorder.first or 1
@@ -94,13 +96,18 @@ class Trace:
         if self.world.rank:
             self.world.hand_over(mine)
             return path.name
-        part = path.with_name("trace.json.part")
-        with part.open("w") as file:
-            file.write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps(facts)}, "traceEvents": [\n{mine}')
-            for text in self.world.take_over():
-                file.write(",\n" + text)
-            file.write("\n]}\n")
-        part.replace(path)
+        part, texts = path.with_name("trace.json.part"), self.world.take_over()
+        try:
+            with part.open("w") as file:
+                file.write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps(facts)}, "traceEvents": [\n{mine}')
+                for text in texts:
+                    file.write(",\n" + text)
+                file.write("\n]}\n")
+            part.replace(path)
+        except OSError as error:  # no reason for a run to fail that is over and well kept
+            logger.warning("%s could not be written: %s", path, error)
+            deque(texts, maxlen=0)  # the others are waiting to hand theirs over
+            return None
         return path.name
 
     def _aligned(self) -> Iterator[Span]:

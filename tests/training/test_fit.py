@@ -168,7 +168,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(train, shared_path, num
     last = MPI.COMM_WORLD.size - 1
     if MPI.COMM_WORLD.rank == last:
         threading.Thread(target=signal_later, args=(shared_path / "run" / "metrics.jsonl", number), daemon=True).start()
-    status, events = train("--epochs", 10**6)
+    status, events = train("--epochs", 10**6, "--checkpoint-every", "1h")
     assert status == 75
     assert (events[-1]["event"], events[-1]["reason"]) == ("end", "signal")
     assert events[-1]["step"] > 0

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
+from mpi_parallel.pictures.records import Gallery
 from mpi_parallel.train import main
 from mpi_parallel.training.checkpoint import CheckpointFile, read_checkpoint
 from mpi_parallel.training.signals import StopRequest
@@ -31,7 +33,8 @@ class Runs:
     def __call__(self, *options, name="run"):
         """Train; status and events."""
         given = [word for pair in GIVEN.items() if pair[0] not in options for word in pair]
-        where = ["--data", str(self.data), "--out", str(self.folder / name), "--no-report"]
+        where = ["--data", str(self.data), "--out", str(self.folder / name)]
+        where += [] if "--report" in options else ["--no-report"]
         status = main(self.world, [*where, *given, *map(str, options)])
         self.world.gather_text("")  # rank 0 has written everything
         return status, [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
@@ -221,18 +224,61 @@ def test_the_newest_are_kept_and_the_best(train):
 
 
 @pytest.mark.parallel([1, 2])
-def test_every_second(train, monkeypatch):
-    _, events = train("--epochs", 400, "--checkpoint-every", "0.2s", "--target-accuracy", 1)
+def test_every_so_many_seconds(train):
+    _, events = train("--epochs", 300, "--checkpoint-every", "0.05s")
     times = [event for event in events if event["event"] == "checkpoint"]
-    assert len(times) >= 1
+    assert len(times) > 1 and times[0]["step"] < events[-1]["step"], "the one at the end is always written"
     assert all(event["seconds"] > 0 for event in times)
     assert read_checkpoint(times[-1]["path"]).facts["step"] == events[-1]["step"]
 
 
 @pytest.mark.parallel([1])
-def test_never(train):
-    train("--steps", 4, "--checkpoint-every", "never")
+def test_never(train, capsys):
+    train("--steps", 4, "--checkpoint-every", "never", "--progress", "plain")
     assert not (train.folder / "run" / "checkpoints").exists()
+    told = capsys.readouterr().out
+    assert "finished after 4 steps" in told and "use it with" not in told, "there is nothing to use"
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("merge", ["flat", "window"])
+def test_a_run_that_goes_bad_keeps_what_it_was_saving(train, monkeypatch, merge):
+    """The checkpoint of the step before is under way then, and the best epoch's state is in memory alone."""
+    forward, calls = Replica.run, []
+
+    def unlucky(self, *arguments):
+        forward(self, *arguments)
+        calls.append(1)
+        if len(calls) == 6 and train.world.rank == 0:
+            self.store.gradients[3] = np.nan
+            self.store.flag_bad()
+
+    monkeypatch.setattr(Replica, "run", unlucky)
+    status, events = train("--checkpoint-every", 5, "--merge", merge)
+    assert (status, events[-1]["reason"], events[-1]["step"]) == (3, "not-finite", 5)
+    assert saved_steps(train.folder / "run") == [5]
+    assert read_checkpoint(train.folder / "run" / "checkpoints" / "best.h5").facts["step"] == 4
+
+
+@pytest.mark.parallel([1, 2])
+def test_what_to_start_from_is_not_looked_at_where_there_is_something_to_go_on_from(train):
+    train("--steps", 3)
+    status, events = train("--resume", "auto", "--start", train.folder / "gone")
+    assert status == 0 and any(event["event"] == "resume" for event in events)
+
+
+@pytest.mark.parallel([1, 3])
+def test_a_run_whose_pictures_and_trace_cannot_be_written_has_ended_well(train, monkeypatch, capsys):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Gallery, "write", full)
+    (train.folder / "run" / "trace.json.part").mkdir(parents=True, exist_ok=True)
+    train.world.gather_text("")
+    status, events = train("--report", "--trace", "--steps", 3)
+    assert (status, events[-1]["event"], events[-1]["reason"]) == (0, "end", "finished")
+    told = train.world.gather_text(capsys.readouterr().err)[0]
+    assert "report.html could not be written" in told and "trace.json could not be written" in told
 
 
 @pytest.mark.parallel([2])
