@@ -25,7 +25,7 @@ env: $(READY) ## make .venv: the package, its tools, and an MPI where the machin
 $(READY): setup.cfg setup.py pyproject.toml jobs/local-mpi $(wildcard mpi_parallel/device/kernels/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed; name one with make PYTHON=...'; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
 	sh jobs/local-mpi .venv
 	@touch $@
 
@@ -51,7 +51,6 @@ lint: $(READY) ## ruff, the format, and who may import whom
 	$(BIN)/lint-imports --no-logo
 
 docs: $(READY) ## the documentation as a site, in build/site
-	$(BIN)/python -c 'import mkdocs' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m mkdocs build --quiet
 
 types: $(READY) ## mypy, strict
