@@ -96,7 +96,8 @@ class Cluster:
     def __init__(self, nodes: int = 4, cpus: int = 2) -> None:
         self.nodes, self.cpus = nodes, cpus
         self.folder = Path(tempfile.mkdtemp(prefix="slurm"))  # short: a socket's path has at most 107 bytes
-        self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        # Whatever environment is active here, jobs take that of the folder which they are submitted from.
+        self.environment = {**os.environ, "VIRTUAL_ENV": "", "PATH": PATH, "SLURM_CONF": f"{self.folder}/slurm.conf"}
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Cluster:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import uuid
 from pathlib import Path
 
 import pytest
 
 from tests.launch import MARK
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import PATH, Cluster
 from tests.slurm.evidence import DATA, MPICH, events, log, ranks
 
 pytestmark = pytest.mark.slurm
@@ -24,6 +25,14 @@ def test_the_cpu_job_runs_to_its_end(cluster: Cluster, folder: Path, settings: d
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log(folder)
     start, *_, end = events(folder, f"slurm-{number}")
     assert start["ranks"] == 4 and end["reason"] == "finished" and end["epochs"] == 2
+
+
+def test_a_job_runs_in_the_environment_that_was_active(cluster: Cluster, folder: Path):
+    """As after `pip install` into one's own: the folder that it is submitted from has none."""
+    (folder / ".venv").unlink()
+    active = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{PATH}"}
+    ended = cluster.ended(cluster.submit(folder, "cpu.sbatch", DATA, "--epochs", "1", **active))
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log(folder)
 
 
 @pytest.mark.parametrize("settings", [{}, MPICH], ids=["openmpi", "mpich"])
@@ -61,13 +70,18 @@ def test_the_gpu_job_gives_each_rank_a_gpu_and_says_where_cupy_is_missing(cluste
     assert "--device cuda" in log(folder)
 
 
-@pytest.mark.parametrize("settings", [{}, MPICH, {"LAUNCHER": "mpirun"}], ids=["openmpi", "mpich", "mpirun"])
-def test_a_rank_that_is_killed_ends_the_job(cluster: Cluster, folder: Path, settings: dict[str, str]):
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [({}, 8), (MPICH, 20), ({"LAUNCHER": "mpirun"}, 8)],
+    ids=["openmpi", "mpich", "mpirun"],
+)
+def test_a_rank_that_is_killed_ends_the_job(cluster: Cluster, folder: Path, settings: dict[str, str], seconds: int):
+    """Under PMIx at once; under PMI-2 it may be `srun --wait=10` that ends the others."""
     mark = uuid.uuid4().hex
     number = cluster.submit(folder, "cpu.sbatch", DATA, "--epochs", "100000", options=TWO, **settings, **{MARK: mark})
     cluster.wait_for("an epoch", lambda: len(events(folder, f"slurm-{number}")) > 1, 60)
     os.kill(ranks(mark)[1], signal.SIGKILL)
-    ended = cluster.ended(number, 40)
+    ended = cluster.ended(number, seconds)
     assert ended["JobState"] == "FAILED" and ended["ExitCode"] != "75:0", log(folder)
 
 
