@@ -33,6 +33,19 @@ def test_curves_of_several_runs(run, tmp_path):
     assert b"b: validation" in (tmp_path / "both.svg").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["page.html", "curves.png"])
+def test_a_folder_that_is_not_there_is_made(run, tmp_path, name):
+    assert plot(run().path, "--to", tmp_path / "new" / "one" / name) == 0
+    assert [path.name for path in (tmp_path / "new" / "one").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["page.html", "curves.png"])
+def test_a_folder_that_cannot_be_made_is_told(run, tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"file/{name}: cannot be written"):
+        plot(run().path, "--to", tmp_path / "file" / name)
+
+
 def test_one_picture_by_its_name(run, tmp_path):
     assert plot(run().path, "--picture", "timeline", "--step", 1, "--to", tmp_path / "x.png") == 0
     assert (tmp_path / "x.png").exists()

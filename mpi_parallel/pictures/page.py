@@ -16,6 +16,7 @@ from mpi_parallel.pictures.curves import curves
 from mpi_parallel.pictures.records import Record
 from mpi_parallel.pictures.timeline import pipeline, timeline
 from mpi_parallel.pictures.weights import weights
+from mpi_parallel.pictures.whole import whole
 
 SECTIONS: dict[str, Callable[[Record], Any]] = {
     "Learning curves": lambda run: curves([run]),
@@ -44,9 +45,9 @@ td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px soli
 
 def write_page(run: Record, path: Path) -> None:
     """Write the page of a run, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(page(run), "utf-8")
-    part.replace(path)
+    text = page(run)
+    with whole(path) as part:
+        part.write_text(text, "utf-8")
 
 
 def page(run: Record) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.options import InputError
+from mpi_parallel.pictures.whole import whole
 
 GALLERY = "gallery.h5"  # in a run's folder: what its pictures need beside metrics.jsonl and trace.json
 
@@ -44,12 +45,10 @@ class Gallery:
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        part = path.with_name(path.name + ".part")
-        with h5py.File(part, "w") as file:
+        with whole(path) as part, h5py.File(part, "w") as file:
             for name in ("confusion", "images", "labels", "predicted", "probability", "weights"):
                 file[name] = getattr(self, name)
             file.attrs["classes"], file.attrs["shape"] = list(self.classes), list(self.shape)
-        part.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Gallery:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpi_parallel.options import InputError
+from mpi_parallel.pictures.whole import whole
 
 # Okabe and Ito 2008, "Color universal design": distinct under all common kinds of colour blindness.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -81,10 +82,9 @@ def figure(width: float, height: float) -> Iterator[Any]:
 
 def save(picture: Any, path: Path) -> None:
     """Write a figure as its name says, .png or .svg, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(image_of(picture, path.suffix[1:]))
-    part.replace(path)
+    image = image_of(picture, path.suffix[1:])
+    with whole(path) as part:
+        part.write_bytes(image)
 
 
 def image_of(picture: Any, kind: str) -> bytes:
