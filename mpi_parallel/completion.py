@@ -18,7 +18,7 @@ from mpi_parallel.commands import COMMANDS  # noqa: E402, after the line above
 from mpi_parallel.options import InputError, fill  # noqa: E402
 
 SHELLS = ("bash", "zsh", "tcsh")
-PLACES = "runs/NAME", "PATH", "FILE", "RUN"  # placeholders behind which a file or a folder is meant
+PLACES = "FILE", "FOLDER", "OUT.h5", "RUN", "SOURCE", "auto|FILE", "runs/NAME"  # behind these a file or folder is meant
 
 
 def main(arguments: list[str]) -> int:

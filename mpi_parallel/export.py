@@ -19,7 +19,7 @@ class ExportOptions:
     """what goes where"""
 
     checkpoint: str = option(
-        ..., "a run's folder (its best checkpoint, else the newest), a checkpoint, or exported weights", name="C"
+        ..., "a run's folder (its best checkpoint, else the newest), a checkpoint, or exported weights", name="RUN"
     )
     to: str = option(
         ..., "file to write; its name chooses the format: .onnx, .safetensors or .weights.h5 (Keras)", name="FILE"

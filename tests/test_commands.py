@@ -80,6 +80,20 @@ def test_bash_completes_verbs_options_and_choices(tmp_path, capsys):
     assert completed(script, "mpi-parallel", "benchmark", "sc") == ["scaling"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate --checkpoint", "predict --checkpoint", "export --checkpoint", "predict --to", "convert --to",
+        "repack --to", "convert", "convert --test", "train --resume", "train --out", "doctor --folder",
+    ],
+)  # fmt: skip
+def test_bash_completes_files(tmp_path, capsys, words):
+    assert completion.main(["bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    assert completed(script, "mpi-parallel", *words.split(), f"{tmp_path}/comp") == [str(script)]
+
+
 def test_zsh_has_a_script_too(capsys):
     assert completion.main(["zsh"]) == 0
     assert capsys.readouterr().out.startswith("#compdef mpi-parallel")

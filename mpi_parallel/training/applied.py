@@ -34,7 +34,7 @@ class ApplyOptions:
 
     checkpoint: str = option(
         ..., "a run's folder (its best checkpoint, else the newest), a checkpoint, or weights of another program: "
-        ".safetensors, .weights.h5 or .keras", name="C",
+        ".safetensors, .weights.h5 or .keras", name="RUN",
     )  # fmt: skip
     data: str = option(..., "HDF5 file of images; for predict also a folder of pictures", name="FILE.h5")
     images: str | None = option(None, "path of the images in a file of another layout", name="/PATH")
