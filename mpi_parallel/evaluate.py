@@ -5,14 +5,12 @@ All figures follow from exact counts, which do not depend on the number of ranks
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import InputError, at_least, option, parse
+from mpi_parallel.options import at_least, deliver, json_option, option, parse
 from mpi_parallel.result_merging.confusion import Evaluation, Tally
 from mpi_parallel.training.applied import Applied, ApplyOptions
 
@@ -34,9 +32,7 @@ class EvaluateOptions:
     top_k: tuple[int, ...] = option(
         (2, 5), "also tell how often the class is among so many most probable ones", check=at_least(1), name="K"
     )
-    json: str | None = option(
-        None, "print JSON instead of the table, or write it to a file besides", name="FILE", alone="-"
-    )
+    json: str | None = json_option()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +64,10 @@ def _deliver(found: Evaluation, config: EvaluateConfig, applied: Applied) -> Non
         **applied.trained.facts, "data": applied.split.path, "images": applied.split.images, "split": options.split,
         **figures(found, names, ks),
     }  # fmt: skip
-    if options.json == "-":
-        print(json.dumps(document, indent=1), flush=True)
-        return
     facts = applied.trained.facts
     step = f" (step {facts['step']})" if "step" in facts else ""
-    print(f"{facts['checkpoint']}{step} on {applied.split.path}:{applied.split.images}")
-    print("\n".join(table(found, names, ks)), flush=True)
-    if options.json:
-        try:
-            Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
-        except OSError as error:
-            raise InputError(f"--json {options.json}: {error}") from None
+    head = f"{facts['checkpoint']}{step} on {applied.split.path}:{applied.split.images}"
+    deliver(document, [head, *table(found, names, ks)], options.json)
 
 
 def figures(found: Evaluation, names: tuple[str, ...], ks: list[int]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import argparse
 import dataclasses
 import difflib
 import io
+import json
 import os
 import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -52,6 +53,23 @@ def option(
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def json_option() -> Any:
+    """The option --json of a command that prints a table; `deliver` does what it says."""
+    return option(None, "print JSON instead of the table, or write it to a file besides", name="FILE", alone="-")
+
+
+def deliver(document: Mapping[str, Any], lines: Iterable[str], to: str | None) -> None:
+    """Print the lines, or with `to` "-" the document as JSON instead, or write this to a file besides."""
+    text = json.dumps(document, indent=1)
+    print(text if to == "-" else "\n".join(lines), flush=True)
+    if to is None or to == "-":
+        return
+    try:
+        Path(to).write_text(text + "\n", "utf-8")
+    except OSError as error:
+        raise InputError(f"--json {to}: {error}") from None
 
 
 def at_least(low: float) -> Check:

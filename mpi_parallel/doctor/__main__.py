@@ -11,10 +11,11 @@ from pathlib import Path
 from mpi_parallel.config import DataOptions, ModelOptions, TrainConfig
 from mpi_parallel.data_parallel.dataset import ImageSet, open_image_set
 from mpi_parallel.doctor import choices, memory, places, software, speed, storage
-from mpi_parallel.doctor.report import agree, deliver, status
+from mpi_parallel.doctor.report import agree, document, status, table
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import InputError, at_least, build, option, parse
+from mpi_parallel.nn.optimizers import RULES
+from mpi_parallel.options import InputError, at_least, build, deliver, json_option, option, parse
 from mpi_parallel.training.banner import settle_threads
 from mpi_parallel.training.planning import classes_of
 
@@ -28,7 +29,7 @@ class DoctorOptions:
 
     folder: str | None = option(
         None, "where runs are to be: locks, MPI-IO and the disk are tried there; by default where --data is, else here",
-        name="PATH",
+        name="FOLDER",
     )  # fmt: skip
     data: str | None = option(None, "file that is to be trained on, for the forecast of memory", name="FILE.h5")
     batch_size: int = option(256, "rows of a step over all ranks, for that forecast", check=at_least(1))
@@ -36,14 +37,10 @@ class DoctorOptions:
         "auto", "as in train; cuda makes it a problem where there is no GPU", choices=("auto", "cpu", "cuda")
     )
     threads: int | None = option(None, "threads of a rank, as in train", check=at_least(1))
-    optimizer: str = option(
-        "adam", "update rule that goes with --merge auto", choices=("adam", "adamw", "sgd", "momentum", "lamb")
-    )
+    optimizer: str = option("adam", "update rule that goes with --merge auto", choices=tuple(RULES))
     speed: bool = option(True, "measure memory, products, messages and the disk, in some seconds")
     strict: bool = option(False, "a warning, too, makes the status 1")
-    json: str | None = option(
-        None, "print JSON instead of the table, or write it to a file besides", name="FILE", alone="-"
-    )
+    json: str | None = json_option()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +78,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
         sections.append(speed.check(folder if not sections[4].problems else None, world))
         agree(sections[-1:], world)
     if world.rank == 0:
-        deliver(sections, options.strict, options.json)
+        deliver(document(sections, options.strict), table(sections), options.json)
     return status(sections, options.strict)
 
 

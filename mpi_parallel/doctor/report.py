@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.options import InputError
 
 READY, NOT_READY = 0, 1  # exit statuses
 WIDTH = 14  # of the names in the table
@@ -48,7 +46,7 @@ def agree(sections: list[Section], world: Communicator) -> None:
         section.warnings = list(dict.fromkeys(text for _, warnings in found for text in warnings))
 
 
-def table(sections: list[Section]) -> str:
+def table(sections: list[Section]) -> list[str]:
     """For people: the rows, then what is wrong, then the verdict."""
     lines = []
     for section in sections:
@@ -59,33 +57,17 @@ def table(sections: list[Section]) -> str:
     lines += [f"warning: {text}" for text in warnings] + [f"problem: {text}" for text in problems]
     verdict = "not ready" if problems else "ready"
     counts = [count(len(texts), word) for texts, word in ((problems, "problem"), (warnings, "warning")) if texts]
-    return "\n".join([*lines, f"{verdict}: {', '.join(counts)}" if counts else verdict])
+    return [*lines, f"{verdict}: {', '.join(counts)}" if counts else verdict]
 
 
-def document(sections: list[Section], strict: bool) -> str:
+def document(sections: list[Section], strict: bool) -> dict[str, Any]:
     """For programs: the facts of each section by its name, all warnings and problems, and the status."""
-    return json.dumps(
-        {
-            "status": status(sections, strict),
-            "warnings": [text for section in sections for text in section.warnings],
-            "problems": [text for section in sections for text in section.problems],
-            **{section.name: section.facts for section in sections},
-        },
-        indent=1,
-    )
-
-
-def deliver(sections: list[Section], strict: bool, to: str | None) -> None:
-    """Print the table, or with `to` "-" the JSON instead, or write this to a file besides."""
-    if to == "-":
-        print(document(sections, strict), flush=True)
-        return
-    print(table(sections), flush=True)
-    if to is not None:
-        try:
-            Path(to).write_text(document(sections, strict) + "\n")
-        except OSError as error:
-            raise InputError(f"--json {to}: {error}") from None
+    return {
+        "status": status(sections, strict),
+        "warnings": [text for section in sections for text in section.warnings],
+        "problems": [text for section in sections for text in section.problems],
+        **{section.name: section.facts for section in sections},
+    }
 
 
 def count(number: int, word: str) -> str:
