@@ -82,7 +82,7 @@ class Classifier:
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Classifier:
         """Learn from images X (N, ...) and their classes y (N,), numbers or names. Raises ValueError for bad ones."""
-        images = _images(X, type(self).__name__, least=1)
+        images = _images(X, type(self).__name__)
         classes, labels = _classes(y, len(images))
         given = {
             name: value for name, value in self.get_params().items() if name not in NOT_OPTIONS and value is not None
@@ -159,7 +159,7 @@ class Classifier:
 
     def _logits(self, X: ArrayLike) -> NDArray[np.float32]:
         self._fitted()
-        images = _images(X, type(self).__name__, least=1).reshape(len(np.asarray(X)), -1)
+        images = _images(X, type(self).__name__).reshape(len(np.asarray(X)), -1)
         if images.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {images.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
@@ -183,7 +183,7 @@ def _not_fitted_error() -> type[Exception]:
     return theirs
 
 
-def _images(X: ArrayLike, name: str, least: int) -> NDArray[Any]:
+def _images(X: ArrayLike, name: str) -> NDArray[Any]:
     """X (N, ...) in a type that the kernels read. Raises ValueError or TypeError in scikit-learn's words."""
     if hasattr(X, "toarray"):
         raise TypeError("Sparse data was passed, but dense data is required: convert it with X.toarray()")
@@ -195,8 +195,8 @@ def _images(X: ArrayLike, name: str, least: int) -> NDArray[Any]:
             f"Expected 2D array, got {array.ndim}D array instead: images are (N, H, W[, C]) or (N, features). "
             "Reshape your data with X.reshape(-1, 1) for one feature or X.reshape(1, -1) for one sample"
         )
-    if len(array) < least or 0 in array.shape[1:]:
-        what = "sample(s)" if len(array) < least else "feature(s)"
+    if 0 in array.shape:
+        what = "feature(s)" if len(array) else "sample(s)"
         raise ValueError(f"Found array with 0 {what} (shape={array.shape}) while a minimum of 1 is required by {name}.")
     if array.dtype not in AS_IS:
         array = array.astype(np.float64)  # which numbers as text and objects become, too

@@ -10,10 +10,10 @@ from mpi4py import MPI
 from mpi_parallel import Classifier, evaluate, export, predict
 from mpi_parallel.mpi.communicator import Communicator
 from tests.launch import launch
+from tests.once import once
 from tests.samples import write_image_set
 from tests.trained import NAMES, some_network, write_network
 
-once = pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="the same on every MPI: one will do")
 QUICK = ("-m", "mpi_parallel.train", "--progress", "none", "--no-report")
 
 

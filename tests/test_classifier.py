@@ -11,12 +11,11 @@ from mpi4py import MPI
 from sklearn.utils.estimator_checks import check_estimator
 
 from mpi_parallel import Classifier
+from tests.once import once
 from tests.samples import SHAPE, images_and_labels
 from tests.trained import logits_of, some_network, write_network
 
 SMALL = {"hidden": (8,), "epochs": 30, "batch_size": 32, "lr": 0.01}
-
-once = pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="the same on every MPI: one will do")
 
 
 @once

@@ -4,16 +4,15 @@ import subprocess
 import sys
 
 import pytest
-from mpi4py import MPI
+
+from tests.once import once
 
 HEAVY = (
     "matplotlib", "onnx", "onnxruntime", "pandas", "PIL", "tensorflow", "keras", "torch", "jax", "sklearn", "scipy",
-    "safetensors", "cupy", "tensorboard",
+    "safetensors", "cupy", "tensorboard", "tensorboardX", "tqdm", "shtab",
 )  # fmt: skip
 
 QUIET = "import mpi4py; mpi4py.rc.initialize = False"  # MPI takes its time to start
-
-once = pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="the same on every MPI: one will do")
 
 
 @once
@@ -25,6 +24,7 @@ once = pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="the same
         ("mpi_parallel.evaluate", ()),
         ("mpi_parallel.predict", ()),
         ("mpi_parallel.export", ()),
+        ("mpi_parallel.plot", ()),
         ("mpi_parallel.doctor.__main__", ()),
         ("mpi_parallel.classifier", ()),
     ],

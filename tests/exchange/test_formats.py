@@ -11,11 +11,11 @@ from itertools import pairwise
 import h5py
 import numpy as np
 import pytest
-from mpi4py import MPI
 
 from mpi_parallel.exchange import keras_file, onnx_file, registry, safetensors_file
 from mpi_parallel.exchange.trained import Trained, chained
 from mpi_parallel.options import InputError
+from tests.once import once
 from tests.trained import logits_of
 
 SHAPE, WIDTHS = (4, 3), (12, 9, 7, 5)
@@ -138,7 +138,7 @@ np.savez(out + ".theirs.npz", *other.get_weights())
 
 
 @pytest.mark.skipif(not find_spec("keras"), reason="there is no Keras")
-@pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="the same on every MPI: one will do")
+@once
 def test_keras_loads_ours_and_we_load_theirs(tmp_path):
     """In a process of its own, as Keras takes a backend when it is imported."""
     network = trained()

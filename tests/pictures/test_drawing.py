@@ -1,7 +1,6 @@
 """Every picture: drawn as PNG and as SVG, with the words that must be in it; or refused with the reason."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,14 +177,3 @@ def test_without_matplotlib_it_is_named(run, monkeypatch):
     monkeypatch.setattr(style, "available", lambda: False)
     with pytest.raises(InputError, match=r"pip install 'mpi_parallel\[plots\]'"):
         curves([run()])
-
-
-def test_nothing_is_imported_before_a_picture_is_wanted():
-    import subprocess
-    import sys
-
-    code = "import sys, mpi_parallel.plot, mpi_parallel.train; print([m for m in sys.modules if m in LATE])"
-    late = "LATE = {'matplotlib', 'PIL', 'onnx', 'pandas', 'tensorflow', 'tensorboardX', 'tqdm', 'shtab', 'sklearn'}; "
-    told = subprocess.run([sys.executable, "-c", late + code], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == "[]"
-    assert Path(style.__file__).exists()
