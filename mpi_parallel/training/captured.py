@@ -33,6 +33,8 @@ from mpi_parallel.training.log import logger
 from mpi_parallel.training.step import Engine, HostSteps, Take
 from mpi_parallel.training.step import Merger as StepMerger
 
+NOT_CAPTURED = "no CUDA graphs: not all products are by cublasLt, and those of CuPy cannot be captured"
+
 Work = Callable[[], None]
 
 
@@ -96,8 +98,16 @@ class CapturedSteps:
         clock.enter("other")
         return self._told(number)
 
+    @property
+    def replays(self) -> bool:
+        """Whether steps have been captured."""
+        return any(shape.captured is not None for shape in self._shapes.values())
+
     def _works(self, shape: Shape) -> list[Work]:
         """What is to be done for a batch of this shape, by replay once its memory is where it will always be."""
+        if self.graphs and not self.device.can_capture:  # a product of a step before went another way than it should
+            logger.info(NOT_CAPTURED)
+            self.graphs = False
         if self.graphs and shape.captured is None and shape.memory is not None:
             self.engine.workspace.reset()  # an evaluation may have asked for more memory since
             shape.memory = self.engine.workspace.settled

@@ -85,7 +85,7 @@ class Job:
         if self.saver.comm.rank == 0:
             yield Task(self, self._name)
         yield self._agree()
-        self.seconds = perf_counter() - self.since
+        self.seconds = self.seconds or perf_counter() - self.since
 
     def _agree(self) -> Waitable:
         """Begin to count the ranks that failed."""
@@ -109,6 +109,7 @@ class Job:
         flush(saver.folder)
         if not self.failures:
             prune(saver.folder, saver.keep)
+        self.seconds = perf_counter() - self.since  # here, as the main thread looks once a step
 
     def _unfinished(self, name: str) -> Path:
         return self.saver.folder / f".{name}.part"

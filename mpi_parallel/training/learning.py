@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,13 @@ from mpi_parallel.device import open_device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.exchange.trained import Trained
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.metrics import Score, score
 from mpi_parallel.training.banner import settle_threads
-from mpi_parallel.training.step import train_step
+from mpi_parallel.training.step import HostSteps
 
 
 def learn(
@@ -36,45 +35,41 @@ def learn(
     Raises InputError where training goes bad.
     """
     batch, rule = config.batch, config.optimizer
-    with _node(comm) as node:
+    with ExitStack() as lent:
+        node = comm.node()
+        lent.callback(node.free)
         settle_threads(config.threads, node)
         device = open_device(config.device.device, node.rank, config.device.precision)
-    comm = comm.on(device)
-    data = image_set(images_NF, labels_N, classes)
-    training = TrainingRows(data, batch.shards, batch.seed, comm, device, groups=config.groups)
-    widths = (data.features, *config.model.hidden, classes)
-    model = MLP(device, widths, config.model.dropout, batch.seed, config.device.precision)
-    engine = Replica(model, training.rows, Clock(), batch.micro_batch)
-    update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
-    merger, optimizer = (
-        open_merger(config.parallel.merge, model.store, comm, update, config.groups).merger,
-        update(model.store),
-    )
-    total = batch.epochs * training.steps(batch.batch_size)
-    history, step = [], 0
-    with np.errstate(all="ignore"):  # what overflows is found by the step's own check
-        for epoch in range(batch.epochs):
-            sums = np.zeros(3)
-            for part in training.epoch(epoch, batch.batch_size):
-                rate = learning_rate(step, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=total)
-                totals = train_step(engine, part, merger, optimizer, rate, rule.clip_norm)
-                if not (totals.finite or totals.skipped):
-                    raise InputError(f"training went bad in step {step + 1}: loss {totals.loss}; lower lr, {rule.lr}")
-                sums += totals.loss, totals.correct, totals.count
-                step += 1
-            history.append(score(*sums.tolist()))
-    weights = [array.copy() for array in model.weights()]
-    merger.close()
-    training.free()
+        comm = comm.on(device)
+        data = image_set(images_NF, labels_N, classes)
+        training = TrainingRows(data, batch.shards, batch.seed, comm, device, groups=config.groups)
+        lent.callback(training.free)
+        widths = (data.features, *config.model.hidden, classes)
+        model = MLP(device, widths, config.model.dropout, batch.seed, config.device.precision)
+        engine = Replica(model, training.rows, Clock(), batch.micro_batch)
+        update = partial(RULES[rule.optimizer], weight_decay=rule.weight_decay)
+        merger = open_merger(config.parallel.merge, model.store, comm, update, config.groups).merger
+        lent.callback(merger.close)
+        total = batch.epochs * training.steps(batch.batch_size)
+        take = HostSteps(engine, merger, update(model.store), rule, total)
+        history = list(_epochs(training, take, config))
+        weights = [array.copy() for array in model.weights()]
     layers = list(zip(weights[::2], weights[1::2], strict=True))
     return Trained(layers, training.scaler.mean, training.scaler.std), history
 
 
-@contextmanager
-def _node(comm: Communicator) -> Iterator[Communicator]:
-    """The ranks of this node, given back in the end."""
-    node = comm.node()
-    try:
-        yield node
-    finally:
-        node.free()
+def _epochs(training: TrainingRows, take: HostSteps, config: TrainConfig) -> Iterator[Score]:
+    """Train; the score of each epoch."""
+    step = 0
+    with np.errstate(all="ignore"):  # what overflows is found by the step's own check
+        for epoch in range(config.batch.epochs):
+            sums = np.zeros(3)
+            for part in training.epoch(epoch, config.batch.batch_size):
+                totals = take(part, step)
+                if not (totals.finite or totals.skipped):
+                    raise InputError(
+                        f"training went bad in step {step + 1}: loss {totals.loss}; lower lr, {config.optimizer.lr}"
+                    )
+                sums += totals.loss, totals.correct, totals.count
+                step += 1
+            yield score(*sums.tolist())
