@@ -100,7 +100,7 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
         "ranks": comm.size,
         "merge": choice.merger.name,
         "merge_seconds": choice.seconds,
-        "graphs": isinstance(steps, Numbered) and config.device.graphs,
+        "graphs": isinstance(steps, Numbered) and steps.steps.replays,
         "buckets": _travels(choice.merger),
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -13,8 +14,9 @@ from numpy.typing import DTypeLike, NDArray
 from mpi_parallel.device import nccl
 from mpi_parallel.device.cublaslt import WORKSPACE, CublasLt, LtError, load
 from mpi_parallel.device.cuda_choice import choose, driver_complaint, import_cupy
+from mpi_parallel.device.cuda_kernels import address
 from mpi_parallel.device.cuda_products import CudaProducts
-from mpi_parallel.device.interface import Array, Collectives, Kernels
+from mpi_parallel.device.interface import Array, MakeCollectives
 
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
 WARM, TIMED = 2, 5  # launches of a product that is measured
@@ -34,7 +36,7 @@ class Cuda:
         """
         self.xp: ModuleType = import_cupy()
         chosen = choose(self.xp, node_rank)
-        self.visible, self.number, self.shared, self.place = chosen
+        self.visible, self.number, self.place = chosen
         self.xp.cuda.Device(self.number).use()
         driver_complaint(self.xp)
         self.runtime = self.xp.cuda.runtime
@@ -43,7 +45,7 @@ class Cuda:
         self.copies = self.xp.cuda.Stream(non_blocking=True)
         self._incoming = [Incoming(self) for _ in range(IN_FLIGHT)]
         self._turn = 0
-        self.kernels: Kernels = CudaProducts(self.xp, self._open_lt(precision, measure))
+        self.kernels = CudaProducts(self.xp, self._open_lt(precision, measure))
 
     def to_device(self, array: NDArray[Any]) -> Array:
         copy: Array = self.xp.asarray(array)
@@ -66,12 +68,19 @@ class Cuda:
     def storage(self, precision: str) -> Any:
         return STORAGE.get(precision, np.float32)
 
+    def rounds(self, precision: str) -> bool:
+        return precision in STORAGE  # a tensor core itself takes of float32 what TF32 has
+
     def empty_bytes(self, count: int) -> Array:
         block: Array = self.xp.empty(count, "uint8")  # CuPy's pool gives multiples of 512 bytes
         return block
 
     def synchronize(self) -> None:
         self.stream.synchronize()
+
+    @property
+    def can_capture(self) -> bool:
+        return self.kernels.capturable
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         with self.stream, self.xp.cuda.using_allocator(_refuse):
@@ -99,11 +108,11 @@ class Cuda:
 
     def fetch(self, array: Array, pinned: NDArray[Any]) -> None:
         assert array.nbytes == pinned.nbytes
-        self._copy(pinned.ctypes.data, _at(array), array.nbytes, self.runtime.memcpyDeviceToHost)
+        self._copy(pinned.ctypes.data, address(array), array.nbytes, self.runtime.memcpyDeviceToHost)
 
     def put(self, pinned: NDArray[Any], array: Array) -> None:
         assert array.nbytes == pinned.nbytes
-        self._copy(_at(array), pinned.ctypes.data, array.nbytes, self.runtime.memcpyHostToDevice)
+        self._copy(address(array), pinned.ctypes.data, array.nbytes, self.runtime.memcpyHostToDevice)
 
     def mark(self) -> Callable[[], None]:
         event = self.xp.cuda.Event(disable_timing=True)
@@ -124,11 +133,8 @@ class Cuda:
         bus: str = self.xp.cuda.runtime.deviceGetPCIBusId(self.number)
         return bus
 
-    def no_collectives(self) -> str | None:
-        return nccl.complaint()
-
-    def collectives(self, size: int, rank: int, agree: Callable[[bytes], bytes]) -> Collectives:
-        return nccl.Nccl(self.xp, size, rank, agree)
+    def collectives(self) -> MakeCollectives | str:
+        return nccl.complaint() or partial(nccl.Nccl, self.xp)
 
     def describe(self) -> str:
         name = self.runtime.getDeviceProperties(self.number)["name"].decode()
@@ -153,7 +159,7 @@ class Cuda:
         try:
             library = load(find, self.runtime.runtimeGetVersion() // 1000)
             self._workspace = self.xp.empty(WORKSPACE, np.uint8)
-            lt = CublasLt(library, _at(self._workspace), self.stream.ptr, self._time if measure else None)
+            lt = CublasLt(library, address(self._workspace), self.stream.ptr, self._time if measure else None)
         except (OSError, LtError):
             return None
         lt.tf32 = precision == "tf32"
@@ -199,17 +205,12 @@ class Incoming:
         done.record(device.stream)
         device.copies.wait_event(done)  # work on what was there before
         if nbytes:
-            to, source = _at(there), here.ctypes.data
+            to, source = address(there), here.ctypes.data
             device.runtime.memcpyAsync(to, source, nbytes, device.runtime.memcpyHostToDevice, device.copies.ptr)
         self._arrived = device.xp.cuda.Event(disable_timing=True)
         self._arrived.record(device.copies)
         device.stream.wait_event(self._arrived)
         return there
-
-
-def _at(array: Array) -> int:
-    address: int = array.data.ptr  # type: ignore[attr-defined]
-    return address
 
 
 def _refuse(size: int) -> Any:

@@ -21,11 +21,10 @@ class NoGPU(Exception):
 
 
 class Chosen(NamedTuple):
-    """How many GPUs this rank sees, the number of its own, whether others have it, too, and its name on the node."""
+    """How many GPUs this rank sees, the number of its own, and its name on the node."""
 
     visible: int
     number: int
-    shared: bool
     place: str
 
 
@@ -56,7 +55,7 @@ def choose(cupy: ModuleType, node_rank: int) -> Chosen:
     name = f"{properties['name'].decode()} at {bus.lower()}"
     if isinstance(unique, bytes) and any(unique):  # parts of one GPU (MIG) share its place on the bus
         name += f" ({unique[:4].hex()})"
-    return Chosen(visible, number, node_rank >= visible, name)
+    return Chosen(visible, number, name)
 
 
 def _count(cupy: ModuleType) -> int:

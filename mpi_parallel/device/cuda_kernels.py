@@ -103,34 +103,23 @@ class CudaKernels(Expressions):
         )  # fmt: skip
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None:
-        self.scaled_cross_entropy(z_BK, t_B, sums, None, 1.0)
-
-    def scaled_cross_entropy(
-        self, z_BK: Array, t_B: Array, sums: Array, dz_BK: Array | None, factor: float | Array
-    ) -> None:
-        """`cross_entropy`, and in `dz` the gradient times a factor, which may be (1,) float64 on the device."""
         rows, classes = z_BK.shape
         if self._scores.shape[1] < rows:
             self._scores = self.xp.zeros((2, rows), np.float32)
         few = classes <= FEW_CLASSES
         grid, block = (-(-rows // 64), 64) if few else (rows, 128 if classes <= 4096 else 512)
-        out, kind = (NULL, "f32") if dz_BK is None else (dz_BK, FORMATS[dz_BK.dtype])
         self._launch(
-            f"cross_entropy_{'few' if few else 'many'}_{kind}", min(grid, BLOCKS), (block,), z_BK, t_B, out,
-            *_number(factor), self._scores[0], self._scores[1], np.int64(rows), np.int32(classes), sums, self._ticket,
+            f"cross_entropy_of_{'few' if few else 'many'}", min(grid, BLOCKS), (block,), z_BK, t_B,
+            self._scores[0], self._scores[1], np.int64(rows), np.int32(classes), sums, self._ticket,
         )  # fmt: skip
 
     def narrow(self, a: Array, out: Array, precision: str) -> None:
-        self.narrow_scaled(a, out, 1.0)
+        if out is not a:  # of float32 a tensor core itself takes what TF32 has
+            self._each(f"narrow_{FORMATS[out.dtype]}", a.size, a, out, np.int64(a.size))
 
-    def narrow_scaled(self, a: Array, out: Array, factor: float | Array) -> None:
-        """out = a times a factor, in out's format. Of float32 a tensor core itself takes what TF32 has."""
-        if out is not a:
-            self._each(f"narrow_{FORMATS[out.dtype]}", a.size, a, out, np.int64(a.size), *_number(factor))
-
-    def widen(self, a: Array, out: Array, bad: Array | None = None) -> None:
-        """out (float32) = a, in whichever format; bad (1,) becomes NaN where not all numbers are finite."""
-        self._each(f"widen_{FORMATS[a.dtype]}", a.size, a, out, np.int64(a.size), NULL if bad is None else bad)
+    def widen(self, a: Array, out: Array) -> None:
+        """out (float32) = a, which is of a 16-bit format."""
+        self._each(f"widen_{FORMATS[a.dtype]}", a.size, a, out, np.int64(a.size))
 
     def squares(self, a: Array, out: Array) -> None:
         grid = min(PARTS, -(-a.size // THREADS))
@@ -226,6 +215,7 @@ def _pace(pace: Pace | Array, beta1: float = 0.0, beta2: float = 0.0) -> Numbers
     return pace, nothing, nothing, nothing, nothing
 
 
-def _number(factor: float | Array) -> tuple[Any, np.float32]:
-    """Where a factor is, or its value."""
-    return (NULL, np.float32(factor)) if isinstance(factor, (int, float)) else (factor, np.float32(0))
+def address(array: Any) -> int:
+    """Where a GPU's array begins; 0 for no array."""
+    pointer: int = 0 if array is None else array.data.ptr
+    return pointer

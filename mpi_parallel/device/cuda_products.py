@@ -23,16 +23,17 @@ from mpi_parallel.device.cublaslt import (
     Matrix,
     mask_ld,
 )
-from mpi_parallel.device.cuda_kernels import CudaKernels
+from mpi_parallel.device.cuda_kernels import CudaKernels, address
 from mpi_parallel.device.interface import Array
 
 
 class CudaProducts(CudaKernels):
-    """All kernels of a GPU. Without `lt` CuPy multiplies, which it cannot do while a graph is captured."""
+    """All kernels of a GPU. `capturable` until CuPy has multiplied: cuBLAS is refused while a graph is captured."""
 
     def __init__(self, cupy: ModuleType, lt: CublasLt | None) -> None:
         super().__init__(cupy)
         self.lt = lt
+        self.capturable = lt is not None
         self._masks: dict[int, bool] = {}  # by address, whether a mask of relu was written there
         self.name = f"CUDA kernels, products by {'CuPy' if lt is None else 'cublasLt'}"
 
@@ -44,22 +45,18 @@ class CudaProducts(CudaKernels):
         self, x_BI: Array, W_IO: Array, b_O: Array | None, y_BO: Array, relu: bool, mask: Array | None = None
     ) -> None:
         if mask is not None:
-            self._masks[_at(mask)] = False
+            self._masks[address(mask)] = False
         if not y_BO.size:
             return
-        if b_O is None:
-            self._multiply(W_IO, x_BI, y_BO)
-            return
         wished = (RELU_BIAS if mask is None else RELU_AUX_BIAS) if relu else BIAS
-        for epilogue in dict.fromkeys((wished, RELU_BIAS if relu else BIAS)):  # a mask is nice to have
-            aux = _at(mask) if epilogue == RELU_AUX_BIAS else 0
+        for epilogue in dict.fromkeys((wished, RELU_BIAS if relu else BIAS)) if b_O is not None else ():
+            aux = address(mask) if epilogue == RELU_AUX_BIAS else 0  # a mask is nice to have
             kind = -1 if y_BO.dtype == np.float32 else FLOAT32
-            if self._fused(W_IO, x_BI, y_BO, epilogue=epilogue, bias=_at(b_O), aux=aux, bias_type=kind):
+            if self._fused(x_BI, W_IO, y_BO, epilogue=epilogue, bias=address(b_O), aux=aux, bias_type=kind):
                 if aux:
                     self._masks[aux] = True
                 return
-        self._multiply(W_IO, x_BI, y_BO)
-        self.bias(y_BO, b_O, relu)
+        super().linear(x_BI, W_IO, b_O, y_BO, relu)
 
     def input_gradient(
         self, dy_BO: Array, W_IO: Array, dx_BI: Array, x_BI: Array | None = None, mask: Array | None = None
@@ -67,13 +64,9 @@ class CudaProducts(CudaKernels):
         """dx = dy W^T; where x, the output of a relu, is given, dx is that of its input. `mask` is that of `linear`."""
         if not dx_BI.size:
             return
-        turned = (True, False)
-        kept = x_BI is not None and mask is not None and self._masks.get(_at(mask), False)
-        if kept and self._fused(W_IO, dy_BO, dx_BI, transposed=turned, epilogue=DRELU, aux=_at(mask)):
-            return
-        self._multiply(W_IO, dy_BO, dx_BI, transposed=turned)
-        if x_BI is not None:
-            self.relu_gradient(dx_BI, x_BI)
+        kept = x_BI is not None and mask is not None and self._masks.get(address(mask), False)
+        if not (kept and self._fused(dy_BO, W_IO.T, dx_BI, epilogue=DRELU, aux=address(mask))):
+            super().input_gradient(dy_BO, W_IO, dx_BI, x_BI)
 
     def weight_gradient(self, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool) -> None:
         if not len(x_BI):
@@ -82,54 +75,49 @@ class CudaProducts(CudaKernels):
                 if db_O is not None:
                     db_O.fill(0)
             return
-        turned = (False, True)
         fits = db_O is not None and not add
-        if fits and self._fused(dy_BO, x_BI, dW_IO, transposed=turned, epilogue=BGRADA, bias=_at(db_O)):
-            return
-        self._multiply(dy_BO, x_BI, dW_IO, transposed=turned, add=add)
-        if db_O is not None:
-            self.column_sums(dy_BO, db_O, add)
+        if not (fits and self._fused(x_BI.T, dy_BO, dW_IO, epilogue=BGRADA, bias=address(db_O))):
+            super().weight_gradient(x_BI, dy_BO, dW_IO, db_O, add)
 
-    def add_product(self, a_BI: Array, b_BO: Array, c_IO: Array) -> None:
-        self.weight_gradient(a_BI, b_BO, c_IO, None, True)
-
-    def _multiply(
-        self, a: Array, b: Array, d: Array, transposed: tuple[bool, bool] = (False, False), add: bool = False
-    ) -> None:
-        """The product alone, in column-major order: d^T = op(b)^T op(a)^T of the arrays as they are."""
-        if self._fused(a, b, d, transposed=transposed, epilogue=PLAIN, add=add):
+    def multiply(self, a: Array, b: Array, out: Array, add: bool = False) -> None:
+        if self._fused(a, b, out, epilogue=PLAIN, add=add):
             return
-        left, right = (self._wide(b), self._wide(a))
-        left, right = left.T if transposed[1] else left, right.T if transposed[0] else right
-        if add:
-            d += self.xp.matmul(left, right)
-        elif d.dtype == np.float32:
-            self.xp.matmul(left, right, out=d)
+        self.capturable = False
+        a, b = self._wide(a), self._wide(b)
+        if add or out.dtype == np.float32:
+            super().multiply(a, b, out, add)
         else:
-            self.narrow(self.xp.matmul(left, right), d, "")
+            self.narrow(self.xp.matmul(a, b), out, "")
 
-    def _fused(self, a: Array, b: Array, d: Array, **how: Any) -> bool:
-        """Whether cublasLt has done it."""
-        return self.lt is not None and self.lt.product(_matrix(a), _matrix(b), _matrix(d), **how)
+    def _fused(self, a: Array, b: Array, out: Array, **how: Any) -> bool:
+        """Whether cublasLt has done it, as out^T = b^T a^T."""
+        if self.lt is None:
+            return False
+        (left, turned_left), (right, turned_right), (made, turned) = map(_matrix, (a, b, out))
+        assert not turned
+        return self.lt.product(right, left, made, transposed=(turned_right, turned_left), **how)
 
     def _wide(self, a: Array) -> Array:
         """float32 numbers, for a product by CuPy."""
         if a.dtype == np.float32:
             return a
+        if _turned(a):
+            return self._wide(a.T).T
         wide: Array = self.xp.empty(a.shape, np.float32)
         self.widen(a, wide)
         return wide
 
 
-def _at(array: Array | None) -> int:
-    """The address; 0 for no array."""
-    address: int = 0 if array is None else array.data.ptr  # type: ignore[attr-defined]
-    return address
+def _turned(a: Array) -> bool:
+    """Whether it is a view of an array whose rows are contiguous, with its axes swapped."""
+    return a.strides[1] != a.itemsize and a.shape[1] > 1
 
 
-def _matrix(a: Array) -> Matrix:
-    """A row-major array whose rows are contiguous, however far apart."""
-    rows, columns = a.shape
-    assert a.strides[1] == a.itemsize or columns <= 1
-    apart = a.strides[0] // a.itemsize if rows > 1 else columns
-    return Matrix(_at(a), a.dtype.name, columns, rows, max(columns, apart))
+def _matrix(a: Array) -> tuple[Matrix, bool]:
+    """An array whose rows are contiguous, however far apart, and whether it is that with its axes swapped."""
+    turned = _turned(a)
+    kept = a.T if turned else a
+    rows, columns = kept.shape
+    assert kept.strides[1] == kept.itemsize or columns <= 1
+    apart = kept.strides[0] // kept.itemsize if rows > 1 else columns
+    return Matrix(address(kept), kept.dtype.name, columns, rows, max(columns, apart)), turned

@@ -28,7 +28,6 @@ from mpi_parallel.device.interface import (
     Pace,
     Schedule,
 )
-from mpi_parallel.device.products import Products
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
 LARGEST_LOSS_SCALE = 2.0**24
@@ -37,7 +36,7 @@ FRACTION = {"bfloat16": 7, "float16": 10, "tf32": 10}
 SMALLEST_FLOAT16, BEYOND_FLOAT16 = 2.0**-14, 65520.0  # the smallest normal one; from here on they are infinite
 
 
-class Expressions(Products):
+class Expressions:
     """The kernels of `device.Kernels`, by the operations of an array module."""
 
     meet: Meet | None = None  # array operations promise no order between processes
@@ -90,6 +89,39 @@ class Expressions(Products):
             sums_O += a_BO.sum(axis=0)
         else:
             self.xp.sum(a_BO, axis=0, out=sums_O)
+
+    def mask_bytes(self, width: int) -> int:
+        """What a row of so many units takes of a mask that `linear` makes for `input_gradient`; 0: none is made."""
+        return 0
+
+    def linear(
+        self, x_BI: Array, W_IO: Array, b_O: Array | None, y_BO: Array, relu: bool, mask: Array | None = None
+    ) -> None:
+        """y = x W + b, then max(y, 0) where relu is asked for; `mask` then keeps where it is positive."""
+        self.multiply(x_BI, W_IO, y_BO)
+        if b_O is not None:
+            self.bias(y_BO, b_O, relu)
+
+    def input_gradient(
+        self, dy_BO: Array, W_IO: Array, dx_BI: Array, x_BI: Array | None = None, mask: Array | None = None
+    ) -> None:
+        """dx = dy W^T; where x, the output of a relu with this mask, is given, the gradient of that relu's input."""
+        self.multiply(dy_BO, W_IO.T, dx_BI)
+        if x_BI is not None:
+            self.relu_gradient(dx_BI, x_BI)
+
+    def weight_gradient(self, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool) -> None:
+        """dW = x^T dy and db = the sum of dy over the rows, or added to what is there; no db where None is given."""
+        self.multiply(x_BI.T, dy_BO, dW_IO, add)
+        if db_O is not None:
+            self.column_sums(dy_BO, db_O, add)
+
+    def multiply(self, a: Array, b: Array, out: Array, add: bool = False) -> None:
+        """out = a b, or added to what is there; a and b may be transposed."""
+        if add:
+            out += self.xp.matmul(a, b)
+        else:
+            self.xp.matmul(a, b, out=out)
 
     def narrow(self, a: Array, out: Array, precision: str) -> None:
         """out = a rounded to the nearest number of a narrower format (see FRACTION); out may be a.
@@ -194,16 +226,22 @@ class Expressions(Products):
         """w -= alpha (scale g + l2 w), where g is the sum of its slots in their order, as in all update rules."""
         scale, alpha, _, _ = steady(pace)
         if not math.isnan(scale):
-            w -= (total(g_SN) * scale + l2 * w) * alpha
+            self._sgd(w, g_SN, scale, alpha, l2)
+
+    def _sgd(self, w: Array, g_SN: Array, scale: float, alpha: float, l2: float) -> None:
+        w -= (total(g_SN) * scale + l2 * w) * alpha
 
     def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None:
         """v = mu v + scale g + l2 w; w -= alpha v (Polyak 1964); as alpha is not in v, schedules act at once."""
         scale, alpha, _, _ = steady(pace)
         if not math.isnan(scale):
-            v *= mu
-            v += total(g_SN) * scale + l2 * w
-            settle(self.xp, v)
-            w -= v * alpha
+            self._momentum(w, v, g_SN, scale, alpha, mu, l2)
+
+    def _momentum(self, w: Array, v: Array, g_SN: Array, scale: float, alpha: float, mu: float, l2: float) -> None:
+        v *= mu
+        v += total(g_SN) * scale + l2 * w
+        settle(self.xp, v)
+        w -= v * alpha
 
     def adam(
         self,
@@ -224,9 +262,33 @@ class Expressions(Products):
         """
         scale, alpha, correction, root = steady(pace, beta1, beta2)
         if not math.isnan(scale):
-            self._moments(m, v, total(g_SN) * scale + l2 * w, beta1, beta2)
-            w *= 1 - alpha * decay
-            w -= m / (self.xp.sqrt(v) + epsilon * root) * (alpha * correction)
+            keep = 1 - alpha * decay
+            self._adam(w, m, v, g_SN, scale, alpha * correction, beta1, beta2, epsilon * root, l2, keep)
+
+    def _adam(
+        self,
+        w: Array,
+        m: Array,
+        v: Array,
+        g_SN: Array,
+        scale: float,
+        step: float,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        l2: float,
+        keep: float,
+    ) -> None:
+        """What the rules of Adam's kind share, as mp_adam in kernels/maths.h has it."""
+        g = total(g_SN) * scale + l2 * w
+        m *= beta1
+        m += g * (1 - beta1)
+        v *= beta2
+        v += g * g * (1 - beta2)
+        settle(self.xp, m)
+        settle(self.xp, v)
+        w *= keep
+        w -= m / (self.xp.sqrt(v) + epsilon) * step
 
     def lamb(
         self,
@@ -243,10 +305,9 @@ class Expressions(Products):
     ) -> None:
         """r = m_hat / (sqrt(v_hat) + eps) + decay w, LAMB's direction (You et al. 2020); `trust` takes the step."""
         scale, _, correction, root = steady(pace, beta1, beta2)
-        if not math.isnan(scale):
-            self._moments(m, v, total(g_SN) * scale, beta1, beta2)
+        if not math.isnan(scale):  # Adam's step of size 1, upwards from the decay
             self.xp.multiply(w, decay, out=r)
-            r += m / (self.xp.sqrt(v) + epsilon * root) * correction
+            self._adam(r, m, v, g_SN, scale, -correction, beta1, beta2, epsilon * root, 0.0, 1.0)
 
     def trust(self, w: Array, r: Array, squares_2: Array, pace: Pace | Array) -> None:
         """w -= alpha |w| / |r| r; the squares of both norms are given, (2,) float64. Where one is 0 the ratio is 1."""
@@ -255,14 +316,6 @@ class Expressions(Products):
             of_w, of_r = float(squares_2[0]), float(squares_2[1])
             r *= alpha * (math.sqrt(of_w / of_r) if of_w and of_r else 1.0)
             w -= r
-
-    def _moments(self, m: Array, v: Array, g: Array, beta1: float, beta2: float) -> None:
-        m *= beta1
-        m += g * (1 - beta1)
-        v *= beta2
-        v += g * g * (1 - beta2)
-        settle(self.xp, m)
-        settle(self.xp, v)
 
 
 def total(slots_SN: Array) -> Array:
@@ -292,7 +345,7 @@ def steady(pace: Pace | Array, beta1: float = 0.0, beta2: float = 0.0) -> tuple[
 
 
 def rate_of(step: float, schedule: Schedule) -> float:
-    """As nn.learning_rate has it, of a number of steps in the device's memory."""
+    """The learning rate of a step, as nn/learning_rate.py tells."""
     if step < schedule.warmup:
         return schedule.base * (step + 1) / schedule.warmup
     if not schedule.cosine:

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mpi_parallel.device.blas import blas_pool
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.interface import Collectives, Kernels
+from mpi_parallel.device.interface import Kernels, MakeCollectives
 from mpi_parallel.device.openmp import OpenMP
 
 # OpenBLAS' kernels for older CPUs, by the instructions that they leave unused; those of AVX2 are of no use to AVX-512.
@@ -28,6 +28,7 @@ class Host:
 
     kind = "cpu"
     place = ""
+    can_capture = True
 
     def __init__(self) -> None:
         self.xp: ModuleType = np
@@ -48,6 +49,9 @@ class Host:
 
     def storage(self, precision: str) -> Any:
         return np.float32  # a core has no products of narrower numbers: they are rounded, and summed in float32
+
+    def rounds(self, precision: str) -> bool:
+        return precision != "float32"
 
     def empty_bytes(self, count: int) -> NDArray[Any]:
         block = np.empty(count + ALIGNMENT, np.uint8)  # NumPy itself promises 16 bytes
@@ -78,11 +82,8 @@ class Host:
     def chip(self) -> str:
         return "cpu"
 
-    def no_collectives(self) -> str | None:
+    def collectives(self) -> MakeCollectives | str:
         return "the device is cpu"
-
-    def collectives(self, size: int, rank: int, agree: Callable[[bytes], bytes]) -> Collectives:
-        raise NotImplementedError
 
     def describe(self) -> str:
         return f"cpu, {blas()}; {self.kernels.name}"

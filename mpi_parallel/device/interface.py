@@ -156,13 +156,20 @@ class Collectives(Protocol):
         """Of size equal shares of the array all ranks get what each has in its own."""
 
 
+# Those of `size` ranks, which all call this with their rank and `agree`, which gives all of them the first one's bytes.
+MakeCollectives = Callable[[int, int, Callable[[bytes], bytes]], Collectives]
+
+
 class Device(Protocol):
     """Where arrays live and who computes with them."""
 
     kind: str  # "cpu" or "cuda"
     place: str  # which of the node's GPUs it is; "" for the node itself
     xp: ModuleType  # the array module: numpy or cupy
-    kernels: Kernels
+
+    @property
+    def kernels(self) -> Kernels:
+        """The arithmetic."""
 
     def to_device(self, array: NDArray[Any]) -> Array:
         """The array in the device's memory; the same array where that is the host's."""
@@ -182,11 +189,18 @@ class Device(Protocol):
         float32 where the device has no such arrays, which then hold float32 numbers that are rounded to the format.
         """
 
+    def rounds(self, precision: str) -> bool:
+        """Whether operands of this format are other numbers than the float32 ones that they are made of."""
+
     def empty_bytes(self, count: int) -> Array:
         """(count,) uint8 with arbitrary contents, from an address that is a multiple of host.ALIGNMENT."""
 
     def synchronize(self) -> None:
         """Wait for the work that was started."""
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether all that was done so far could be captured; known once it has been done."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """What does the same device work again on the same arrays, as one launch where the device can.
@@ -213,11 +227,8 @@ class Device(Protocol):
     def chip(self) -> str:
         """A name that no other chip of this host has."""
 
-    def no_collectives(self) -> str | None:
-        """Why this device has none of its own; None where it has."""
-
-    def collectives(self, size: int, rank: int, agree: Callable[[bytes], bytes]) -> Collectives:
-        """Those of `size` ranks, which all call this; `agree` gives all of them the first one's bytes."""
+    def collectives(self) -> MakeCollectives | str:
+        """Who makes those of this device, or why it has none."""
 
     def describe(self) -> str:
         """One line for people: which chip, which library."""

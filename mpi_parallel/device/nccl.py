@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mpi_parallel.device.cuda_kernels import address
 from mpi_parallel.device.interface import Array
 
 IDENTITY = 128  # bytes by which the ranks of a communicator find each other
@@ -36,23 +37,18 @@ class Nccl:
         self.add = nccl.NCCL_SUM
 
     def sum(self, array: Array) -> None:
-        at, kind = _at(array), self.types[array.dtype]
+        at, kind = address(array), self.types[array.dtype]
         self.comm.allReduce(at, at, array.size, kind, self.add, self._stream())
 
     def sum_shares(self, array: Array, mine: Array) -> None:
         kind = self.types[array.dtype]
-        self.comm.reduceScatter(_at(array), _at(mine), mine.size, kind, self.add, self._stream())
+        self.comm.reduceScatter(address(array), address(mine), mine.size, kind, self.add, self._stream())
 
     def gather_shares(self, array: Array) -> None:
         share = array.size // self.size
-        own = _at(array) + self.rank * share * array.itemsize
-        self.comm.allGather(own, _at(array), share, self.types[array.dtype], self._stream())
+        own = address(array) + self.rank * share * array.itemsize
+        self.comm.allGather(own, address(array), share, self.types[array.dtype], self._stream())
 
     def _stream(self) -> int:
         pointer: int = self.cupy.cuda.get_current_stream().ptr
         return pointer
-
-
-def _at(array: Any) -> int:
-    pointer: int = array.data.ptr
-    return pointer

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device.blas import find_sgemm
-from mpi_parallel.device.expressions import Expressions, steady, threshold
+from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.hashing import half_of, round_keys
-from mpi_parallel.device.interface import Array, Pace
+from mpi_parallel.device.interface import Array
 
 MODULE, VERSION = "mpi_parallel.device._kernels", 3  # what module.c must call itself
 INDEX = np.dtype(np.int64)
@@ -19,6 +19,7 @@ GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", n
 # Those that take the arguments that callers have are called without a detour, and products if we know the BLAS.
 AS_THEY_ARE = ("pick", "bias", "relu_gradient", "column_sums", "check", "sum_slots", "meet")
 PRODUCTS = ("linear", "input_gradient", "weight_gradient")
+RULES = ("sgd", "momentum", "adam")  # behind the public ones, which read the pace
 
 
 class OpenMP(Expressions):
@@ -44,6 +45,8 @@ class OpenMP(Expressions):
             library.set_sgemm(*sgemm)
         for name in (*AS_THEY_ARE, *(PRODUCTS if sgemm else ())):
             setattr(self, name, getattr(library, name))
+        for name in RULES:
+            setattr(self, f"_{name}", getattr(library, name))
         self._rows = np.empty((2, 0), np.float32)  # scratch of cross_entropy: loss and hit of each row
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
@@ -71,49 +74,3 @@ class OpenMP(Expressions):
 
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:
         self.library.dropout(x_BU, keys_B, y_BU, layer, threshold(rate), 1 / (1 - rate), first)
-
-    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None:
-        scale, alpha, _, _ = steady(pace)
-        if scale == scale:
-            self.library.sgd(w, g_SN, scale, alpha, l2)
-
-    def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None:
-        scale, alpha, _, _ = steady(pace)
-        if scale == scale:
-            self.library.momentum(w, v, g_SN, scale, alpha, mu, l2)
-
-    def adam(
-        self,
-        w: Array,
-        m: Array,
-        v: Array,
-        g_SN: Array,
-        pace: Pace | Array,
-        beta1: float,
-        beta2: float,
-        epsilon: float,
-        l2: float,
-        decay: float,
-    ) -> None:
-        scale, alpha, correction, root = steady(pace, beta1, beta2)
-        if scale == scale:
-            keep = 1 - alpha * decay
-            self.library.adam(w, m, v, g_SN, scale, alpha * correction, beta1, beta2, epsilon * root, l2, keep)
-
-    def lamb(
-        self,
-        r: Array,
-        w: Array,
-        m: Array,
-        v: Array,
-        g_SN: Array,
-        pace: Pace | Array,
-        beta1: float,
-        beta2: float,
-        epsilon: float,
-        decay: float,
-    ) -> None:
-        scale, _, correction, root = steady(pace, beta1, beta2)
-        if scale == scale:  # Adam's step of size 1, upwards from the decay
-            np.multiply(w, decay, out=r)
-            self.library.adam(r, m, v, g_SN, scale, -correction, beta1, beta2, epsilon * root, 0.0, 1.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from mpi_parallel.device.expressions import rate_of
+from mpi_parallel.device.interface import Schedule
 
 
 def learning_rate(step: int, *, base: float, schedule: str, warmup: int, total: int) -> float:
@@ -10,9 +11,4 @@ def learning_rate(step: int, *, base: float, schedule: str, warmup: int, total: 
 
     The cosine is SGDR's without restarts (Loshchilov and Hutter 2017).
     """
-    if step < warmup:
-        return base * (step + 1) / warmup
-    if schedule == "constant":
-        return base
-    progress = (step - warmup) / max(1, total - warmup)
-    return base * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return rate_of(step, Schedule(base, schedule == "cosine", warmup, total))

@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 
 from mpi_parallel.device import Array
+from mpi_parallel.device.expressions import LARGEST_LOSS_SCALE
 
 FORMATS = ("float32", "tf32", "bfloat16", "float16")
 # Gradients here are summed over rows, of which each gives the logits at most 1: float16 holds 16 such of this scale.
-FIRST, LARGEST, SMALLEST = 2.0**12, 2.0**24, 1.0
+FIRST, SMALLEST = 2.0**12, 1.0
 PATIENCE = 2000  # steps that go well before a larger scale is tried
 
 
@@ -69,4 +70,4 @@ class LossScale:
     def _grow(self) -> None:
         self.good += 1
         if self.dynamic and self.good >= PATIENCE:
-            self.value, self.good = min(2 * self.value, LARGEST), 0
+            self.value, self.good = min(2 * self.value, LARGEST_LOSS_SCALE), 0

@@ -44,7 +44,9 @@ class ParameterStore:
         self.accumulating = False  # whether backward adds to the gradients that are there
         self.parameters: dict[str, Parameter] = {}
         weights, merged = xp.zeros(self.size, np.float32), xp.zeros(self.size + TAIL, np.float32)
-        self.factors: Array | None = None if precision == "float32" else xp.zeros(self.size, device.storage(precision))
+        self.factors: Array | None = None
+        if device.rounds(precision):
+            self.factors = xp.zeros(self.size, device.storage(precision))
         start = 0
         for name, shape in shapes:
             span = slice(start, start := start + prod(shape))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device import Array
+from mpi_parallel.device.interface import MakeCollectives
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.cuda_probe import probe
 from mpi_parallel.nn.store import TAIL, ParameterStore
@@ -32,13 +33,13 @@ class Nccl(Merger):
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Raises InputError, on all ranks alike, where the ranks have no GPU each or no NCCL."""
         super().__init__(store, comm)
-        _check_chips(store, comm, self.name)
+        make = _check_chips(store, comm, self.name)
         host = comm.on_host()
 
         def agree(mine: bytes) -> bytes:
             return host.broadcast(np.frombuffer(mine, np.uint8) if comm.rank == 0 else None).tobytes()
 
-        self.gpus = store.device.collectives(comm.size, comm.rank, agree)
+        self.gpus = make(comm.size, comm.rank, agree)
 
     def merge(self) -> Totals:
         self.send()
@@ -141,10 +142,11 @@ def _first(store: ParameterStore, comm: Communicator, *candidates: type[Merger])
     return None
 
 
-def _check_chips(store: ParameterStore, comm: Communicator, name: str) -> None:
-    """That all ranks have NCCL, and each a GPU of its own."""
+def _check_chips(store: ParameterStore, comm: Communicator, name: str) -> MakeCollectives:
+    """Who makes the collectives, once it is clear that all ranks have NCCL, and each a GPU of its own."""
     device = store.device
-    complaints = comm.gather_text(device.no_collectives() or "")
+    make = device.collectives()
+    complaints = comm.gather_text(make if isinstance(make, str) else "")
     chips = comm.gather_text(f"{platform.node()} {device.chip()}")
     for rank, complaint in enumerate(complaints):
         if complaint:
@@ -155,3 +157,5 @@ def _check_chips(store: ParameterStore, comm: Communicator, name: str) -> None:
                 f"--merge {name} needs a GPU for each rank, and ranks {first} and {rank} share {chip}: choose --merge "
                 f"auto, or as many ranks as GPUs"
             )
+    assert not isinstance(make, str)
+    return make

@@ -226,6 +226,7 @@ class Strict:
 
     kind = "strict"
     place = ""
+    can_capture = True
 
     def __init__(self) -> None:
         self.xp: ModuleType = StrictModule()
@@ -253,6 +254,9 @@ class Strict:
 
     def storage(self, precision: str) -> Any:
         return np.float32
+
+    def rounds(self, precision: str) -> bool:
+        return precision != "float32"
 
     def empty_bytes(self, count: int) -> Any:
         return StrictArray(np.empty(count, np.uint8))

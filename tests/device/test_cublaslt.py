@@ -10,13 +10,14 @@ import pytest
 
 from mpi_parallel.device import cublaslt as lt
 from mpi_parallel.device.cublaslt import CublasLt
+from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_products import CudaProducts
 from mpi_parallel.device.expressions import Expressions
 from tests.device.emulated import emulated
 from tests.device.fake_lt import SIZES, FakeLt
 from tests.device.shim import compiler
 from tests.device.strict import StrictArray
-from tests.device.test_cuda_kernels import TYPES, Place, normal, on, real_gpu, to_bits, to_numbers, values
+from tests.device.test_cuda_kernels import TYPES, Place, normal, on, to_bits, to_numbers, values
 
 FUSED = (lt.BIAS, lt.RELU_BIAS, lt.RELU_AUX_BIAS, lt.DRELU, lt.BGRADA)
 SHAPES = [(0, 3, 4), (1, 1, 1), (5, 7, 3), (20, 130, 10)]  # rows, inputs, outputs
@@ -56,7 +57,7 @@ def close(kind: str) -> dict[str, float]:
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_layer_forward_and_backward_is_that_of_the_expressions(kernels, kind, monkeypatch):
     if kernels is None:
-        monkeypatch.setattr(Place, "gpu", real_gpu())
+        monkeypatch.setattr(Place, "gpu", Cuda(0))
     kernels = kernels() if kernels else Place.gpu.kernels
     for rows, inputs, outputs in SHAPES:
         x, W, dy = (to_bits(normal(*s), kind) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
@@ -129,7 +130,7 @@ def test_the_fastest_algorithm_is_taken_when_measured_and_the_first_one_else():
 def test_what_is_added_is_added_once_also_when_algorithms_are_measured():
     kernels = products(time=lambda launch: launch() or 1.0)
     x, dy, dW = normal(4, 8), normal(4, 3), on(np.ones((8, 3), np.float32))
-    kernels.add_product(on(x), on(dy), dW)
+    kernels.weight_gradient(on(x), on(dy), dW, None, True)
     np.testing.assert_allclose(values(dW), 1 + x.T @ dy, rtol=1e-5, atol=1e-5)
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from mpi_parallel.config import OptimizerOptions
-from mpi_parallel.device import Host, cuda, open_device
+from mpi_parallel.device import Host, cublaslt, cuda, open_device
 from mpi_parallel.device.cuda import IN_FLIGHT, Cuda
 from mpi_parallel.device.cuda_choice import explain, gpu_map
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import InputError
+from mpi_parallel.training.captured import NOT_CAPTURED
 from tests.device.emulated import CUDARuntimeError, Emulated, OutOfMemoryError, installed, values
 from tests.device.fake_lt import FakeLt
 from tests.device.shim import compiler
-from tests.device.test_cuda_kernels import real_gpu
 from tests.device.test_devices import ALONE, Training, compare
 from tests.samples import write_image_set
 from tests.training.test_captured import BASE, taken_by, told_by_the_host
@@ -26,13 +26,13 @@ def gpu(request, monkeypatch) -> Cuda:
     return opened(monkeypatch, installed(monkeypatch), lt=request.param == "cublasLt")
 
 
-def opened(monkeypatch, cupy: Emulated, lt: bool = True, **how) -> Cuda:
+def opened(monkeypatch, cupy: Emulated, lt: bool = True, refused: tuple[int, ...] = (), **how) -> Cuda:
     compiler()
 
     def load(find, major: int) -> FakeLt:
         if not lt:
             raise OSError("no such library")
-        return FakeLt(cupy.do)
+        return FakeLt(cupy.do, refused)
 
     monkeypatch.setattr(cuda, "load", load)
     return Cuda(0, **how)
@@ -58,7 +58,7 @@ class TestTraining:
         assert sum(allocated[2:]) < 100  # numbers that the host asks for
         launched = [event[1] for event in events if event[0] == "launch"]
         assert launched.count("cublasLtMatmul") == 8
-        assert {"gather_u8_f32", "cross_entropy_few_f32", "adam"} <= set(launched)
+        assert {"gather_u8_f32", "cross_entropy_of_few", "adam"} <= set(launched)
 
 
 class TestReplayedSteps:
@@ -75,7 +75,7 @@ class TestReplayedSteps:
         rule = OptimizerOptions(lr=0.01, schedule="cosine", warmup=3, clip_norm=0.3)
         other, expected = told_by_the_host(path, settings, rule)
         if where == "gpu":
-            device = real_gpu(precision=precision)
+            device = Cuda(0, precision=precision)
         else:
             device = opened(monkeypatch, installed(monkeypatch), precision=precision)
         run, _, totals = taken_by(device, path, settings, rule)
@@ -98,6 +98,21 @@ class TestReplayedSteps:
             weights.append(run.weights())
         np.testing.assert_array_equal(*weights)
 
+    @pytest.mark.parametrize("missing", [("library",), ("BIAS", "PLAIN"), ("BGRADA", "PLAIN")], ids=str)
+    def test_are_taken_call_by_call_where_cupy_has_to_multiply(self, monkeypatch, tmp_path, caplog, missing):
+        """A library that is not there, and one that lacks a product: cuBLAS is refused while a graph is captured."""
+        path, rule = write_image_set(tmp_path / "set.h5", train=61), OptimizerOptions(lr=0.01)
+        settings = {**BASE, "optimizer": "adam"}
+        other, expected = told_by_the_host(path, settings, rule)
+        refused = tuple(getattr(cublaslt, name) for name in missing if name != "library")
+        device = opened(monkeypatch, installed(monkeypatch), "library" not in missing, refused)
+        with caplog.at_level("INFO", logger="mpi_parallel"):
+            run, _, totals = taken_by(device, path, settings, rule)
+        assert [ours.loss for ours in totals] == pytest.approx([theirs.loss for theirs in expected], rel=1e-4)
+        np.testing.assert_allclose(run.weights(), other.weights(), atol=2e-4)
+        assert device.xp.recorded == []
+        assert [line for line in caplog.messages if "no CUDA graphs" in line] == [NOT_CAPTURED]
+
     def test_a_replay_is_one_launch_of_few_kernels(self, monkeypatch, tmp_path):
         path = write_image_set(tmp_path / "set.h5", train=61)
         device = opened(monkeypatch, installed(monkeypatch))
@@ -107,7 +122,7 @@ class TestReplayedSteps:
         products = ["cublasLtMatmul"] * 3
         backward = ["cublasLtMatmul"] * 5  # dW with db, and dx with the gradient of the relu below: one kernel each
         assert names == [
-            "deal", "fill", "gather_u8_f32", *products, "cross_entropy_few_f32", *backward, "check", "iadd",
+            "deal", "fill", "gather_u8_f32", *products, "cross_entropy_of_few", *backward, "check", "iadd",
             "advance", "adam",
         ]  # fmt: skip
         assert [event for event in device.xp.events[-2:] if event[0] != "wait"] == [("replay", len(names) + 2)]

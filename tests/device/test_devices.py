@@ -13,7 +13,6 @@ from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Device, Host, open_device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.device.cuda import Cuda
-from mpi_parallel.device.cuda_choice import NoGPU
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
@@ -114,10 +113,7 @@ class TestStepOnTheStrictDevice:
 
 @pytest.fixture
 def gpu() -> Cuda:
-    try:
-        return Cuda(0)
-    except NoGPU as error:
-        pytest.skip(str(error))
+    return Cuda(0)
 
 
 @pytest.mark.gpu
@@ -207,13 +203,12 @@ class TestOpenDevice:
 
     @pytest.mark.parametrize("kind", ["auto", "cuda"])
     @pytest.mark.parametrize(
-        ("visible", "node_rank", "number", "shared"),
-        [(4, 0, 0, False), (4, 3, 3, False), (1, 0, 0, False), (1, 3, 0, True), (4, 6, 2, True)],
+        ("visible", "node_rank", "number"), [(4, 0, 0), (4, 3, 3), (1, 0, 0), (1, 3, 0), (4, 6, 2)]
     )
-    def test_ranks_of_a_node_take_the_gpus_in_turn(self, monkeypatch, kind, visible, node_rank, number, shared):
+    def test_ranks_of_a_node_take_the_gpus_in_turn(self, monkeypatch, kind, visible, node_rank, number):
         """A scheduler may show each rank one GPU, or all GPUs to all."""
         compiler()
         cupy = installed(monkeypatch, gpus=visible)
         device = open_device(kind, node_rank)
-        assert (device.kind, device.number, device.shared, cupy.used) == ("cuda", number, shared, [number])
+        assert (device.kind, device.number, cupy.used) == ("cuda", number, [number])
         assert device.place == f"Emulated GPU at 0000:{number:02x}:00.0"

@@ -22,6 +22,7 @@ from tests.device.emulated import installed
 from tests.device.recording import Recording
 from tests.device.strict import inside
 from tests.device.test_cuda import opened
+from tests.once import once
 from tests.samples import write_image_set
 
 STEPS = 14
@@ -176,7 +177,7 @@ class TestWhoServes:
         assert open_accelerated("auto", small_store(Host()), world()) is None
 
 
-@pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="one MPI is enough")
+@once
 @pytest.mark.parallel([2])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("layout", [{"merge": "pinned"}, {"pipe": 2}, {"tensor": 2}], ids=str)
@@ -197,10 +198,7 @@ def test_ranks_on_emulated_gpus_train_as_one_on_the_cores(path, monkeypatch, lay
 @pytest.mark.parametrize("precision", FORMATS)
 def test_ranks_on_real_gpus_train_as_one_on_the_cores(path, precision):
     """Whatever `auto` takes here; on one GPU the pinned window."""
-    try:
-        device = open_device("cuda", world().rank, precision)
-    except InputError as error:
-        pytest.skip(str(error))
+    device = open_device("cuda", world().rank, precision)
     alone = assemble(path, ALONE, precision=precision, **SETTINGS)
     expected = train(alone, by_the_host(alone))
     run = assemble(path, world(), device=device, merge="auto", precision=precision, **SETTINGS)

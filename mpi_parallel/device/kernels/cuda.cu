@@ -18,11 +18,11 @@ struct f16 { u16 bits; };
 struct bf16 { u16 bits; };
 
 FN float get(float a) { return a; }
-FN float get(bf16 a) { return mp_float((unsigned)a.bits << 16); }
-FN float get(f16 a) { return mp_from_half(a.bits); }
+FN float get(bf16 a) { return mp_unpack_bfloat16(a.bits); }
+FN float get(f16 a) { return mp_unpack_float16(a.bits); }
 FN void put(float &to, float a) { to = a; }
-FN void put(bf16 &to, float a) { to.bits = (u16)(mp_bits_of(mp_bfloat16(a)) >> 16); }
-FN void put(f16 &to, float a) { to.bits = mp_to_half(a); }
+FN void put(bf16 &to, float a) { to.bits = mp_pack_bfloat16(a); }
+FN void put(f16 &to, float a) { to.bits = mp_pack_float16(a); }
 
 #define FORMATS(MAKE) MAKE(f32, float) MAKE(f16, f16) MAKE(bf16, bf16)
 #define KERNEL extern "C" __global__ void
@@ -219,77 +219,49 @@ FN void add_scores(const float *loss, const int *hits, i64 rows, float *sums, do
     if (threadIdx.x == 0) sums[0] += (float)total, sums[1] += (float)correct;
 }
 
-/* z becomes dz; where out is given that gets dz times the factor. A thread takes a row: for few classes. */
-template <class T>
-FN void cross_entropy_of_few(float *z, const int *target, T *out, float times, float *loss, int *hits, i64 rows, int classes)
+#define ROWS 512 /* threads of a block here */
+
+/* z becomes dz. A thread takes a row: for few classes. */
+KERNEL __launch_bounds__(ROWS, 1)
+    cross_entropy_of_few(float *z, const int *target, float *loss, int *hits, i64 rows, int classes, float *sums, unsigned *ticket)
 {
+    __shared__ double shared[ROWS];
     EACH(row, rows) {
         float *mine = z + row * classes;
         loss[row] = mp_cross_entropy(mine, mine, classes, target[row], hits + row);
-        if (out)
-            for (int k = 0; k < classes; ++k) put(out[row * classes + k], mine[k] * times);
     }
+    if (last_block(ticket)) add_scores(loss, hits, rows, sums, shared);
 }
 
 /* The same; a block takes a row: for many classes */
-template <class T>
-FN void cross_entropy_of_many(float *z, const int *target, T *out, float times, float *loss, int *hits, i64 rows, int classes,
-                              float *values, int *places)
+KERNEL __launch_bounds__(ROWS, 1)
+    cross_entropy_of_many(float *z, const int *target, float *loss, int *hits, i64 rows, int classes, float *sums, unsigned *ticket)
 {
+    __shared__ double shared[ROWS];
+    __shared__ float values[ROWS];
+    __shared__ int places[ROWS];
     EACH_ROW(row, rows) {
-        float *mine = z + row * classes;
         int correct;
-        float lost = block_cross_entropy(mine, classes, target[row], &correct, values, places);
+        float lost = block_cross_entropy(z + row * classes, classes, target[row], &correct, values, places);
         if (threadIdx.x == 0) loss[row] = lost, hits[row] = correct;
-        if (out)
-            for (int k = threadIdx.x; k < classes; k += blockDim.x) put(out[row * classes + k], mine[k] * times);
     }
+    if (last_block(ticket)) add_scores(loss, hits, rows, sums, shared);
 }
-
-#define ROWS 512 /* threads of a block here */
-#define CROSS_ENTROPY(NAME, T)                                                                                         \
-    KERNEL __launch_bounds__(ROWS, 1)                                                                                  \
-        cross_entropy_few_##NAME(float *z, const int *target, T *out, const double *factor, float by, float *loss,     \
-                                 int *hits, i64 rows, int classes, float *sums, unsigned *ticket)                      \
-    {                                                                                                                  \
-        __shared__ double shared[ROWS];                                                                                \
-        cross_entropy_of_few(z, target, out, factor ? (float)*factor : by, loss, hits, rows, classes);                 \
-        if (last_block(ticket)) add_scores(loss, hits, rows, sums, shared);                                            \
-    }                                                                                                                  \
-    KERNEL __launch_bounds__(ROWS, 1)                                                                                  \
-        cross_entropy_many_##NAME(float *z, const int *target, T *out, const double *factor, float by, float *loss,    \
-                                  int *hits, i64 rows, int classes, float *sums, unsigned *ticket)                     \
-    {                                                                                                                  \
-        __shared__ double shared[ROWS];                                                                                \
-        __shared__ float values[ROWS];                                                                                 \
-        __shared__ int places[ROWS];                                                                                   \
-        float times = factor ? (float)*factor : by;                                                                    \
-        cross_entropy_of_many(z, target, out, times, loss, hits, rows, classes, values, places);                       \
-        if (last_block(ticket)) add_scores(loss, hits, rows, sums, shared);                                            \
-    }
-FORMATS(CROSS_ENTROPY)
 
 /* --- casts, checks, sums of squares --- */
 
-#define CAST(NAME, T)                                                                                                  \
-    KERNEL narrow_##NAME(const float *a, T *out, i64 n, const double *factor, float by)                                \
-    {                                                                                                                  \
-        float times = factor ? (float)*factor : by;                                                                    \
-        EACH(i, n) put(out[i], a[i] * times);                                                                          \
-    }                                                                                                                  \
-    KERNEL widen_##NAME(const T *a, float *out, i64 n, float *bad)                                                     \
-    {                                                                                                                  \
-        EACH(i, n) {                                                                                                   \
-            out[i] = get(a[i]);                                                                                        \
-            if (bad && !mp_finite(out[i])) *bad = mp_float(0x7FC00000u);                                               \
-        }                                                                                                              \
-    }
-FORMATS(CAST)
+#define NARROW(NAME, T)                                                                                                \
+    KERNEL narrow_##NAME(const float *a, T *out, i64 n) { EACH(i, n) put(out[i], a[i]); }
+#define WIDEN(T)                                                                                                       \
+    KERNEL widen_##T(const T *a, float *out, i64 n) { EACH(i, n) out[i] = get(a[i]); }
+FORMATS(NARROW)
+WIDEN(f16)
+WIDEN(bf16)
 
 /* *bad becomes NaN where not all numbers are finite; all who find one write the same. */
 KERNEL check(const float *a, i64 n, float *bad)
 {
-    EACH(i, n) if (!mp_finite(a[i])) *bad = mp_float(0x7FC00000u);
+    EACH(i, n) if (mp_not_finite(a[i])) *bad = MP_NAN;
 }
 
 /* *out becomes the sum of squares; a partial sum a block, and the last one adds those up. */

@@ -165,42 +165,15 @@ FN void mp_adam(float *w, float *m, float *v, float g, float step, float beta1, 
     *w = *w * keep - *m / (sqrtf(*v) + epsilon) * step;
 }
 
-/* --- what only a GPU needs: a CPU rounds to narrow formats in place, and keeps the pace in Python --- */
+/* --- what only a GPU needs: with a CPU the pace is kept in Python --- */
 
-FN float mp_float(unsigned bits)
+#define MP_NAN mp_number(0x7FC00000u)
+
+FN float mp_number(unsigned bits)
 {
     mp_bits u;
     u.bits = bits;
     return u.number;
-}
-
-FN unsigned mp_bits_of(float a)
-{
-    mp_bits u;
-    u.number = a;
-    return u.bits;
-}
-
-FN int mp_finite(float a) { return (mp_bits_of(a) & 0x7F800000u) != 0x7F800000u; }
-
-/* The number that the 16 bits of an IEEE binary16 stand for: its exponent begins 112 lower than float32's */
-FN float mp_from_half(unsigned short half)
-{
-    unsigned sign = (half & 0x8000u) << 16, rest = (half & 0x7FFFu) << 13;
-    float size = rest < 0x0F800000u ? mp_float(rest) * 5.192296858534828e+33f /* 2^112, also of subnormals */
-                                    : mp_float(rest | 0x7F800000u);
-    return mp_float(mp_bits_of(size) | sign);
-}
-
-/* The 16 bits of the nearest IEEE binary16 */
-FN unsigned short mp_to_half(float a)
-{
-    float nearest = mp_float16(a);
-    unsigned sign = (mp_bits_of(a) >> 16) & 0x8000u;
-    if (nearest != nearest) return (unsigned short)(sign | 0x7E00u);
-    if (!mp_finite(nearest)) return (unsigned short)(sign | 0x7C00u);
-    float lowered = fabsf(nearest) * 1.925929944387236e-34f; /* 2^-112 */
-    return (unsigned short)(sign | (mp_bits_of(lowered) >> 13));
 }
 
 /* |w| / |r| of LAMB from both squares, 1 where one is 0 */
@@ -221,7 +194,7 @@ FN void mp_advance(double *pace, const float *tail, int last, const double *squa
 {
     double loss_scale = pace[4], good = pace[5], taken = pace[6], begun = pace[7];
     double count = tail[2] > 1.0f ? tail[2] : 1.0, mean = 1.0 / (count * loss_scale);
-    int finite = mp_finite(tail[0] + tail[last]) && (!squares || *squares - *squares == 0.0);
+    int finite = !mp_not_finite(tail[0] + tail[last]) && (!squares || *squares - *squares == 0.0);
     if (clip > 0.0 && squares && finite) {
         double norm = sqrt(*squares) * mean, allowed = clip / (norm > 1e-30 ? norm : 1e-30);
         mean *= allowed < 1.0 ? allowed : 1.0;
@@ -229,7 +202,7 @@ FN void mp_advance(double *pace, const float *tail, int last, const double *squa
     taken += finite;
     double t = taken > 1.0 ? taken : 1.0, root = sqrt(1.0 - pow(beta2, t));
     good = finite ? good + 1.0 : 0.0;
-    pace[0] = finite ? mean : mp_float(0x7FC00000u);
+    pace[0] = finite ? mean : MP_NAN;
     pace[1] = mp_rate(begun, base, cosine, warmup, total);
     pace[2] = root / (1.0 - pow(beta1, t));
     pace[3] = root;
