@@ -67,7 +67,9 @@ class ExactWindow(OnNode, Canonical):
         """Get the other nodes' rows of my slice, and finish the tree in memory of my own."""
         size, owned, theirs = self.store.size, self.owned, self._theirs
         if owned.stop > owned.start:
-            self.across.gather_rows(self.rows[self._held, owned], self._counts, theirs)
+            for to, row in zip(self._given, self._held, strict=True):
+                to[...] = self.rows[row, owned]
+            self.across.gather_rows(self._given, self._counts, theirs)
             for to, other in self._plan:
                 np.add(theirs[to], theirs[other], out=theirs[to])
             self.rows[0, owned] = theirs[self._rows[self.forest.root]]
@@ -87,7 +89,8 @@ class ExactWindow(OnNode, Canonical):
             self._counts = [len(text.split()) for text in texts]
             order = [int(number) for text in texts for number in text.split()]
             where = list(range(len(order)))
-            self._theirs = np.empty((len(order), self.owned.stop - self.owned.start), np.float32)
+            width = self.owned.stop - self.owned.start
+            self._given, self._theirs = (np.empty((n, width), np.float32) for n in (len(numbers), len(order)))
         at = dict(zip(order, where, strict=True))
         self._rows = [at.get(row, 0) for row in range(self.forest.rows)]  # who owns nothing may not hear of all
         self._plan = [(self._rows[to], self._rows[other]) for to, other in self.forest.plan]

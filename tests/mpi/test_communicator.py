@@ -168,6 +168,24 @@ def test_shares_are_summed_and_gathered(comm, cut, n, staged):
     np.testing.assert_array_equal(array, expected)
 
 
+@pytest.mark.parallel([1, 2, 3, 4, 5])
+@pytest.mark.parametrize("width", [0, 1, 15, 17, 33, 100])
+@pytest.mark.parametrize("dtype", ["f4", "u2"])
+@pytest.mark.parametrize("staged", [False, True])
+def test_rows_of_all_ranks_are_gathered_and_their_columns_exchanged(comm, cut, width, dtype, staged):
+    comm = comm.on(Recording()) if staged else comm
+    counts = [1 + (rank * 2) % 3 for rank in range(comm.size)]  # 1, 3, 2, 1, 3
+    everyone = np.arange(sum(counts) * width).reshape(sum(counts), width).astype(dtype)
+    first, mine = sum(counts[: comm.rank]), comm.share(width)
+    wider = np.full((counts[comm.rank], width + 3), 7, dtype)  # rows need not follow one another
+    wider[:, :width] = everyone[first : first + counts[comm.rank]]
+    table, columns = np.zeros_like(everyone), np.zeros((len(everyone), mine.stop - mine.start), dtype)
+    comm.gather_rows(wider[:, :width].copy(), counts, table)
+    comm.exchange_columns(wider[:, :width], counts, columns)
+    np.testing.assert_array_equal(table, everyone)
+    np.testing.assert_array_equal(columns, everyone[:, mine])
+
+
 @pytest.mark.parallel([1, 2, 3])
 def test_a_sum_in_the_background_is_done_when_it_is_asked_for_often(comm):
     array = np.full(1000, comm.rank + 1.0)

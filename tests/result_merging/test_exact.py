@@ -10,28 +10,13 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.nn.store import COUNT, SAVE, STOP, ParameterStore
-from mpi_parallel.result_merging.exact_window import ExactWindow
 from mpi_parallel.result_merging.registry import CANONICAL
 from mpi_parallel.result_merging.tree import additions, deepest, subtrees
 from tests.assembly import ALONE, assemble, world
+from tests.result_merging.kinds import TREES
 from tests.samples import write_image_set
 
-
-def nodes_of_two(store, comm, groups):
-    return ExactWindow(store, comm, groups, comm.split(comm.rank // 2))
-
-
-def nodes_of_one(store, comm, groups):
-    return ExactWindow(store, comm, groups, comm.split(comm.rank))
-
-
-def nodes_in_turn(store, comm, groups):
-    """Ranks are dealt to two nodes, as some launchers do."""
-    return ExactWindow(store, comm, groups, comm.split(comm.rank % 2))
-
-
-KINDS = {**CANONICAL, "nodes of two": nodes_of_two, "nodes of one": nodes_of_one, "nodes in turn": nodes_in_turn}
-KIND = pytest.mark.parametrize("kind", KINDS)
+KIND = pytest.mark.parametrize("kind", TREES)
 POWERS = st.sampled_from([1, 2, 4, 8, 16, 32])
 
 
@@ -72,7 +57,7 @@ def test_what_waits_fits_the_memory_for_it(groups, ranks):
 def merge_of(kind: str, comm: Communicator, groups: int, stop_rank: int | None = None):
     """Gradients of wild sizes, collected by their owners, merged and applied."""
     store = ParameterStore(Host(), [("W", (17, 5)), ("b", (5,))])
-    merger, told = KINDS[kind](store, comm, groups), []
+    merger, told = TREES[kind](store, comm, groups), []
     assert merger.groups == len(block(groups, comm.size, comm.rank))
     optimizer = RULES["adam"](store)
     for step in range(3):  # a step must not see the one before
@@ -141,7 +126,7 @@ def test_a_stop_is_heard_from_any_rank_also_from_one_without_groups(kind):
 def test_what_is_not_finite_is_flagged_and_not_rounded_away(kind):
     comm = world()
     store = ParameterStore(Host(), [("W", (2, 2)), ("b", (2,))])
-    merger = KINDS[kind](store, comm, 4)
+    merger = TREES[kind](store, comm, 4)
     for group in block(4, comm.size, comm.rank):
         store.zero_grad()
         store.gradients[:] = 1
