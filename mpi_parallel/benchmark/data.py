@@ -19,10 +19,11 @@ import numpy as np
 from mpi_parallel.benchmark.scratch import memory_watched, scratch_folder
 from mpi_parallel.benchmark.timing import keep, settle
 from mpi_parallel.config import DataOptions, DeviceOptions
-from mpi_parallel.data_parallel.dataset import open_file, open_image_set
+from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.data_parallel.memory import Budget, budget_of
 from mpi_parallel.data_parallel.replica import Replica
+from mpi_parallel.data_parallel.split import open_file
 from mpi_parallel.device import Device
 from mpi_parallel.device.clock import PHASES, Clock, process_seconds
 from mpi_parallel.mpi.communicator import Communicator

@@ -21,8 +21,6 @@ from mpi_parallel.data_parallel.splits import stratified
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
-__all__ = ["ImageSet", "Split", "open_file", "open_image_set"]
-
 SPLITS = ("train", "validation", "test")
 SHARES = (0.7, 0.1, 0.2)  # where the file has no splits
 

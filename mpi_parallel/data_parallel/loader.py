@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel import order
 from mpi_parallel.data_parallel.augmentation import Augmentation
-from mpi_parallel.data_parallel.dataset import ImageSet, Split
+from mpi_parallel.data_parallel.dataset import ImageSet
 from mpi_parallel.data_parallel.digest import digest_of_parts, digest_of_rows, digest_of_streamed
 from mpi_parallel.data_parallel.memory import Budget, Shared
 from mpi_parallel.data_parallel.rows import Rows, StreamedRows
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
+from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.data_parallel.streaming import pieces, stream_in_order, stream_shuffled
 from mpi_parallel.data_parallel.windows import row_bytes
 from mpi_parallel.device import Array, Device

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.hashing import Keys, combine_int, mix, mix_in_place, permute
+from mpi_parallel.device.hashing import Keys, combine_int, mix, mix_in_place
 from mpi_parallel.device.interface import Kernels
 from mpi_parallel.mpi.partition import block
 
@@ -22,11 +22,6 @@ ORDER, ROW_KEYS = 1, 2
 
 Integers = NDArray[np.int64]
 NUMPY: Kernels = Expressions(np)
-
-
-def shard_order(n: int, shard: int, seed: int, epoch: int) -> Integers:
-    """The shard's rows (from 0, within the shard of n rows) in the order in which the epoch uses them."""
-    return permute(np.arange(n), n, combine_int(ORDER, seed, epoch, shard))
 
 
 def positions_of(shards: Sequence[int], total: int, of: int, span: range | None = None) -> Integers:

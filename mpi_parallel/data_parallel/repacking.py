@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel import trust
-from mpi_parallel.data_parallel.dataset import SPLITS, open_file
+from mpi_parallel.data_parallel.dataset import SPLITS
+from mpi_parallel.data_parallel.split import open_file
 from mpi_parallel.data_parallel.writing import Layout, OneFile, create
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block

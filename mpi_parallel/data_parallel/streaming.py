@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.data_parallel.dataset import Split, open_file
 from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.data_parallel.order import Integers
+from mpi_parallel.data_parallel.split import Split, open_file
 from mpi_parallel.data_parallel.windows import SLOT_BYTES, Window, blocks_of, cut_of, in_file_order, row_bytes, shuffled
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError

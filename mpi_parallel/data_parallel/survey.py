@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet, Split, open_file
+from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
+from mpi_parallel.data_parallel.split import Split, open_file
 from mpi_parallel.data_parallel.streaming import IN_ORDER_WINDOW
 from mpi_parallel.data_parallel.windows import blocks_of, cut_of
 from mpi_parallel.mpi.partition import block, dealt

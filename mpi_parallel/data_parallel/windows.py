@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from mpi_parallel.data_parallel.dataset import Split
 from mpi_parallel.data_parallel.order import Integers
+from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.device.hashing import combine, combine_int, permute
 
 BLOCKS, ROWS = 4, 5  # what (seed, epoch) is hashed for; see order.py

@@ -7,14 +7,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mpi_parallel.data_parallel.order import grouped, local_order, positions_of, row_keys, shard_order
-from mpi_parallel.device.hashing import permute
+from mpi_parallel.data_parallel.order import ORDER, grouped, local_order, positions_of, row_keys
+from mpi_parallel.device.hashing import combine_int, permute
 from mpi_parallel.mpi.partition import block, dealt
 
 WORDS = st.integers(0, 2**32 - 1)
 TOTALS = st.integers(0, 400)
 SHARDS = st.integers(1, 70)
 RANKS = st.integers(1, 7)
+
+
+def shard_order(n: int, shard: int, seed: int, epoch: int):
+    """The shard's rows (from 0, within the shard of n rows) in the order in which the epoch has to use them."""
+    return permute(np.arange(n), n, combine_int(ORDER, seed, epoch, shard))
 
 
 def rows_in_order(total: int, of: int, ranks: int, rank: int, seed: int, epoch: int):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mpi_parallel import inspect, repack
 from mpi_parallel.data_parallel import repacking
-from mpi_parallel.data_parallel.dataset import Split
+from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.data_parallel.survey import epoch_cost
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
