@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -31,21 +32,25 @@ def test_ranks_agree_to_the_bit_and_the_table_shows_it():
 
 @pytest.mark.skipif("MPICH" in MPI.Get_library_version(), reason="once is enough: eight processes take their time")
 def test_gradients_on_six_and_eight_ranks_are_those_of_one_and_of_float64(tmp_path, capsys):
-    data = verify._make_data(tmp_path / "data.h5")
     options = parse(verify.VerifyConfig, [], "verify", "").verify
-    assert verify._gradients_agree(options, [(1, 3, 2), (2, 2, 2), (1, 8, 1)], data, tmp_path)
+    assert verify._gradients_agree(options, [(1, 3, 2), (2, 2, 2), (1, 8, 1)], tmp_path)
     assert capsys.readouterr().out.count("agree with") == 2
 
 
-def test_gradients_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(("apart", "told"), [(1e-3, "1.0e-03"), (np.nan, "nan")])
+def test_gradients_that_differ_are_told_and_fail(apart, told, monkeypatch, capsys, tmp_path):
     def one_step(options, grid, data, out):
-        return {"v/W0": np.ones((2, 2)) + 1e-3 * (grid[1] - 1), "W0": np.ones((2, 2))}
+        number = 1 + apart * (grid[1] - 1) if grid[1] > 1 else 1.0
+        return {"v/W0": np.full((2, 2), number), "W0": np.ones((2, 2)), "b0": np.zeros(2)}
 
     monkeypatch.setattr(verify, "_one_step", one_step)
+    monkeypatch.setattr(verify, "_plain", lambda data, alone: alone)
     options = parse(verify.VerifyConfig, ["--data", "mine.h5"], "verify", "").verify
-    assert verify._gradients_agree(options, [(2, 1, 1)], "mine.h5", tmp_path)
-    assert not verify._gradients_agree(options, [(1, 2, 1)], "mine.h5", tmp_path)
-    assert "DIFFER from one rank's: 1.0e-03 apart, 2e-05 allowed" in capsys.readouterr().out
+    assert verify._gradients_agree(options, [(2, 1, 1)], tmp_path)
+    assert not verify._gradients_agree(options, [(1, 2, 1)], tmp_path)
+    out = capsys.readouterr().out
+    assert f"DIFFER from one rank's: {told} apart, 2e-05 allowed" in out
+    assert f"DIFFER from a float64 network's: {told} apart" in out
 
 
 def test_weights_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
@@ -59,14 +64,47 @@ def test_weights_that_differ_are_told_and_fail(monkeypatch, capsys, tmp_path):
     assert verify.main(["--ranks", "2,3", "--layouts", "data"]) == 0
 
 
-def test_a_loss_that_differs_where_layers_are_cut_is_told_and_fails(monkeypatch, capsys):
+@pytest.mark.parametrize(("apart", "told"), [(1e-4, "1.0e-04"), (np.nan, "nan")])
+def test_a_loss_that_differs_where_layers_are_cut_is_told_and_fails(apart, told, monkeypatch, capsys):
     def run(options, grid, data, out, steps):
-        return {"test_loss": 1.0 + 1e-4 * (grid[2] - 1), "test_accuracy": 0.5, "weights_sha256": f"{grid[2]}" * 64}
+        return {
+            "test_loss": {1: 1.0, 2: 1.0, 4: 1.0 + apart}[grid[2]],
+            "test_accuracy": 0.5,
+            "weights_sha256": f"{grid[2]}" * 64,
+        }
 
     monkeypatch.setattr(verify, "_run", run)
     monkeypatch.setattr(verify, "_gradients_agree", lambda *_: True)
-    assert verify.main(["--ranks", "1,2"]) == 1
-    assert capsys.readouterr().out.endswith("with cut layers the losses DIFFER: 1.0e-04 apart, 1e-05 allowed\n")
+    assert verify.main(["--ranks", "1,2,4"]) == 1
+    assert capsys.readouterr().out.endswith(f"with cut layers the losses DIFFER: {told} apart, 1e-05 allowed\n")
+
+
+@once
+def test_a_file_of_ones_own_is_trained_on_with_the_options_given_for_it(tmp_path):
+    path = tmp_path / "mine.h5"
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file["pictures"] = random.integers(0, 255, (90, 5, 5)).astype(np.uint8)
+        file["kinds"] = np.arange(90) % 3
+    done = subprocess.run(
+        [sys.executable, "-m", "mpi_parallel.verify", "--ranks", "1", "--steps", "2", "--data", str(path), "--options",
+         "--images pictures --labels kinds --batch-size 16"],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gradients and weights of a step agree with a float64 network's: " in done.stdout
+
+
+@once
+@pytest.mark.parametrize("merge", ["auto", "exact"])
+def test_odd_numbers_of_ranks_beyond_those_of_the_other_tests_agree(merge):
+    done = subprocess.run(
+        [sys.executable, "-m", "mpi_parallel.verify", "--ranks", "1,5,7", "--layouts", "data", "--steps", "6",
+         "--options", f"--merge {merge} --groups 8"],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same weights, bit for bit\n" in done.stdout
 
 
 def test_every_factorisation_is_run():
