@@ -18,7 +18,7 @@ from survive import MPIRUN, ROOT, ranks_of
 
 from mpi_parallel.mpi.launcher import child_environment
 from mpi_parallel.options import InputError
-from mpi_parallel.training.checkpoint import read_checkpoint
+from mpi_parallel.training.checkpoints.checkpoint import read_checkpoint
 
 DEADLINE = 120.0  # seconds for a job that takes some five on a quiet machine
 

@@ -22,8 +22,8 @@ from mpi_parallel.exchange.trained import Trained
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError, build
 from mpi_parallel.result_merging.confusion import softmax
+from mpi_parallel.training.checkpoints.saved import load, network
 from mpi_parallel.training.learning import learn
-from mpi_parallel.training.saved import load, network
 
 AS_IS = (np.uint8, np.uint16, np.float32)  # types of pixels that the kernels read; others become float32
 NOT_OPTIONS = ("hidden", "comm")

@@ -9,7 +9,7 @@ from mpi_parallel.exchange import registry
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import option, parse
-from mpi_parallel.training.saved import load
+from mpi_parallel.training.checkpoints.saved import load
 
 SENTENCE = "Export a trained network as ONNX, safetensors (named as in PyTorch) or weights of Keras."
 

@@ -20,19 +20,19 @@ from mpi_parallel.options import parse, seconds_of
 from mpi_parallel.result_merging.automatic import Choice, open_merger
 from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.board import open_board
+from mpi_parallel.training.checkpoints.identity import identity_of
+from mpi_parallel.training.checkpoints.resume import find, take_up
+from mpi_parallel.training.checkpoints.saver import open_saver
+from mpi_parallel.training.checkpoints.start import start
+from mpi_parallel.training.faults.legacy import Forgetful, Heritage
+from mpi_parallel.training.faults.survival import survive
+from mpi_parallel.training.faults.watchdog import Watchdog
 from mpi_parallel.training.fit import Run, fit
-from mpi_parallel.training.identity import identity_of
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
-from mpi_parallel.training.legacy import Forgetful, Heritage
 from mpi_parallel.training.log import RunFolder
 from mpi_parallel.training.planning import settle_layout
-from mpi_parallel.training.resume import find, take_up
-from mpi_parallel.training.saver import open_saver
-from mpi_parallel.training.start import start
 from mpi_parallel.training.step import Engine
-from mpi_parallel.training.survival import survive
 from mpi_parallel.training.trace import open_trace
-from mpi_parallel.training.watchdog import Watchdog
 
 SENTENCE = "Train an image classifier on all ranks: mpirun -n 4 python -m mpi_parallel.train --data FILE.h5"
 

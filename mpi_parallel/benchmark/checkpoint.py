@@ -26,8 +26,8 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import at_least, option, parse
 from mpi_parallel.train import train
 from mpi_parallel.training.banner import library
-from mpi_parallel.training.legacy import Forgetful
-from mpi_parallel.training.skeleton import write
+from mpi_parallel.training.checkpoints.skeleton import write
+from mpi_parallel.training.faults.legacy import Forgetful
 
 SENTENCE = "Measure what checkpoints cost a run, and the rate at which a large one is written against the disk's."
 FEATURES, CLASSES, ROWS = 784, 10, 60_000  # of images like Fashion-MNIST's

@@ -24,8 +24,8 @@ from mpi_parallel.exchange.trained import Trained
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError, at_least, memory_size, option
 from mpi_parallel.training.banner import settle_threads
-from mpi_parallel.training.checkpoint import Checkpoint
-from mpi_parallel.training.saved import load, network
+from mpi_parallel.training.checkpoints.checkpoint import Checkpoint
+from mpi_parallel.training.checkpoints.saved import load, network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,16 +22,16 @@ from mpi_parallel.nn.mlp import weights_sha256
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores, score
 from mpi_parallel.training import closing
-from mpi_parallel.training.bad_numbers import LISTED, diagnose
 from mpi_parallel.training.captured import open_steps
-from mpi_parallel.training.legacy import Forgetful, Heritage
+from mpi_parallel.training.checkpoints.saver import Never
+from mpi_parallel.training.faults.bad_numbers import LISTED, diagnose
+from mpi_parallel.training.faults.legacy import Forgetful, Heritage
+from mpi_parallel.training.faults.replicas import differing
+from mpi_parallel.training.faults.signals import StopRequest
+from mpi_parallel.training.faults.time_limit import time_limit_of
 from mpi_parallel.training.log import RunFolder, logger
 from mpi_parallel.training.progress import duration, open_progress
-from mpi_parallel.training.replicas import differing
-from mpi_parallel.training.saver import Never
-from mpi_parallel.training.signals import StopRequest
 from mpi_parallel.training.step import Engine, Merger, Take
-from mpi_parallel.training.time_limit import time_limit_of
 from mpi_parallel.training.trace import NoTrace, Trace
 
 FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses

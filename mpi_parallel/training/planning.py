@@ -25,8 +25,8 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import divided
 from mpi_parallel.nn.mlp import parameter_count
 from mpi_parallel.options import InputError, bytes_of
+from mpi_parallel.training.checkpoints.saver import NEVER
 from mpi_parallel.training.forecast import Forecast, Grid, Sizes, forecast, limit_of
-from mpi_parallel.training.saver import NEVER
 
 FASTER = 0.8  # of the time of a simpler grid, or the simpler one is taken
 HALF_RATE = 24  # rows with which BLAS reaches half of its rate

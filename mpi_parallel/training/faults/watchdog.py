@@ -26,7 +26,7 @@ from mpi4py import MPI
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.lines import Lines
 from mpi_parallel.mpi.pulse import PULSE
-from mpi_parallel.training.sightings import Sightings
+from mpi_parallel.training.faults.sightings import Sightings
 
 SECOND = 1.0  # between two signs of life
 MISSED = 5  # signs of life that may fail to come before a rank counts as silent

@@ -10,7 +10,7 @@ from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import Adam
 from mpi_parallel.nn.store import ParameterStore
-from mpi_parallel.training.replicas import differing
+from mpi_parallel.training.faults.replicas import differing
 from tests.faulty import flip
 from tests.launch import launch
 from tests.samples import write_image_set

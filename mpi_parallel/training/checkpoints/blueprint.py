@@ -13,8 +13,17 @@ from numpy.typing import NDArray
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.options import InputError
-from mpi_parallel.training.checkpoint import ARRAYS, COLUMNS, FACTS, NAME, PIECES, Stored, bytes_of, parameter_shapes
-from mpi_parallel.training.skeleton import (
+from mpi_parallel.training.checkpoints.checkpoint import (
+    ARRAYS,
+    COLUMNS,
+    FACTS,
+    NAME,
+    PIECES,
+    Stored,
+    bytes_of,
+    parameter_shapes,
+)
+from mpi_parallel.training.checkpoints.skeleton import (
     Shapes,
     Skeleton,
     Writer,
@@ -24,8 +33,8 @@ from mpi_parallel.training.skeleton import (
     room_for,
     shapes_of,
 )
-from mpi_parallel.training.slices import Piece, pieces_of, written_by
-from mpi_parallel.training.state import Snapshot, flat_arrays
+from mpi_parallel.training.checkpoints.slices import Piece, pieces_of, written_by
+from mpi_parallel.training.checkpoints.state import Snapshot, flat_arrays
 
 if TYPE_CHECKING:
     from mpi_parallel.training.fit import Run

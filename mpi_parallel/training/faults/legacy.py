@@ -16,8 +16,8 @@ from mpi_parallel.config import TrainConfig
 from mpi_parallel.device import Array
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import share
+from mpi_parallel.training.checkpoints.state import stand, standing
 from mpi_parallel.training.log import logger
-from mpi_parallel.training.state import stand, standing
 
 if TYPE_CHECKING:
     from mpi_parallel.training.fit import Run

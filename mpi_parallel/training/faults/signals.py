@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from mpi_parallel.training.time_limit import TimeLimit
+from mpi_parallel.training.faults.time_limit import TimeLimit
 
 # What launchers and batch systems send before they kill: mpirun and a person TERM and INT, Slurm what --signal says.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

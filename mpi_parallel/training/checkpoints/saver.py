@@ -16,10 +16,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mpi_parallel.options import seconds_of
-from mpi_parallel.training.blueprint import draw
-from mpi_parallel.training.job import BEST, Job
+from mpi_parallel.training.checkpoints.blueprint import draw
+from mpi_parallel.training.checkpoints.job import BEST, Job
+from mpi_parallel.training.checkpoints.state import Snapshot
 from mpi_parallel.training.log import logger
-from mpi_parallel.training.state import Snapshot
 
 if TYPE_CHECKING:
     from mpi_parallel.training.fit import Run

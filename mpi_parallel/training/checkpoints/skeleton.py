@@ -20,8 +20,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.training.checkpoint import ARRAYS, COLUMNS, DIGESTS, FACTS, FORMAT, NAME, PIECES, Stored
-from mpi_parallel.training.slices import Piece
+from mpi_parallel.training.checkpoints.checkpoint import ARRAYS, COLUMNS, DIGESTS, FACTS, FORMAT, NAME, PIECES, Stored
+from mpi_parallel.training.checkpoints.slices import Piece
 
 SLACK = 4096  # bytes by which the facts may grow
 PAGE = 4096

@@ -13,8 +13,8 @@ from mpi_parallel.exchange.registry import READERS, reader_of
 from mpi_parallel.exchange.trained import Trained
 from mpi_parallel.nn.mlp import MLP, weights_sha256
 from mpi_parallel.options import InputError
-from mpi_parallel.training.checkpoint import Checkpoint, read_checkpoint
-from mpi_parallel.training.job import BEST, checkpoints
+from mpi_parallel.training.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from mpi_parallel.training.checkpoints.job import BEST, checkpoints
 
 
 def load(path: str | Path) -> tuple[Trained, Checkpoint | None]:

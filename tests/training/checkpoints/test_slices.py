@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_parallel.nn.mlp import Place
-from mpi_parallel.training import slices
-from mpi_parallel.training.slices import pieces_of, written_by
+from mpi_parallel.training.checkpoints import slices
+from mpi_parallel.training.checkpoints.slices import pieces_of, written_by
 
 
 def place(name, shape, index, start):

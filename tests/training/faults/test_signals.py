@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from mpi_parallel.training.signals import SIGNALS, StopRequest
+from mpi_parallel.training.faults.signals import SIGNALS, StopRequest
 
 
 @pytest.fixture

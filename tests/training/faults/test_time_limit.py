@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mpi_parallel.training.time_limit import TimeLimit, time_limit_of
+from mpi_parallel.training.faults.time_limit import TimeLimit, time_limit_of
 
 
 class Clock:

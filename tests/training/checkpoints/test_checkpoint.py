@@ -11,7 +11,7 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.mlp import weights_sha256
 from mpi_parallel.options import InputError
 from mpi_parallel.train import main
-from mpi_parallel.training.checkpoint import CheckpointFile, read_checkpoint
+from mpi_parallel.training.checkpoints.checkpoint import CheckpointFile, read_checkpoint
 from tests.samples import write_image_set
 
 

@@ -25,7 +25,7 @@ from typing import NoReturn
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import verdict
 from mpi_parallel.mpi.tolerance import agree, intact, is_loss, refuse_without_tolerance, revoke, shrink
-from mpi_parallel.training.legacy import Legacy
+from mpi_parallel.training.faults.legacy import Legacy
 
 Attempt = Callable[[Communicator, Legacy], int]
 

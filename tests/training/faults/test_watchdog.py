@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpi_parallel.mpi.pulse import PULSE, waiting
-from mpi_parallel.training.sightings import Sightings
+from mpi_parallel.training.faults.sightings import Sightings
 from tests.launch import launch
 from tests.samples import write_image_set
 

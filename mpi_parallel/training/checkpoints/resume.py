@@ -10,11 +10,11 @@ import numpy as np
 
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError, flag
-from mpi_parallel.training.checkpoint import CheckpointFile, bytes_of, parameter_shapes
-from mpi_parallel.training.job import checkpoints
+from mpi_parallel.training.checkpoints.checkpoint import CheckpointFile, bytes_of, parameter_shapes
+from mpi_parallel.training.checkpoints.job import checkpoints
+from mpi_parallel.training.checkpoints.slices import pieces_of
+from mpi_parallel.training.checkpoints.state import WEIGHTS, flat_arrays, stand
 from mpi_parallel.training.log import logger
-from mpi_parallel.training.slices import pieces_of
-from mpi_parallel.training.state import WEIGHTS, flat_arrays, stand
 
 if TYPE_CHECKING:
     from mpi_parallel.training.fit import Run

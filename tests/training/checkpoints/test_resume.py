@@ -14,8 +14,8 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 from mpi_parallel.pictures.records import Gallery
 from mpi_parallel.train import main
-from mpi_parallel.training.checkpoint import CheckpointFile, read_checkpoint
-from mpi_parallel.training.signals import StopRequest
+from mpi_parallel.training.checkpoints.checkpoint import CheckpointFile, read_checkpoint
+from mpi_parallel.training.faults.signals import StopRequest
 from tests.samples import images_and_labels, write_image_set
 
 RANKS = [1, 2, 3, 4]
@@ -313,7 +313,7 @@ def test_a_time_limit_leaves_a_checkpoint(train):
 @pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("unlucky", [0, -1])
 def test_what_cannot_be_written_is_told_and_the_old_ones_stay(train, monkeypatch, capsys, unlucky):
-    from mpi_parallel.training import skeleton
+    from mpi_parallel.training.checkpoints import skeleton
 
     put, calls = skeleton.os.pwrite, []
 
@@ -324,7 +324,7 @@ def test_what_cannot_be_written_is_told_and_the_old_ones_stay(train, monkeypatch
         return put(file, data, offset)
 
     if train.world.rank == unlucky % train.world.size:
-        monkeypatch.setattr("mpi_parallel.training.skeleton.os.pwrite", full)
+        monkeypatch.setattr("mpi_parallel.training.checkpoints.skeleton.os.pwrite", full)
     status, events = train("--checkpoint-every", 3, "--keep", 9)
     failed = [event["step"] for event in events if event["event"] == "checkpoint-failed"]
     assert set(failed) | set(saved_steps(train.folder / "run")) == {3, 6, 9, 12}

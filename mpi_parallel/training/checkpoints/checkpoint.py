@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.options import InputError
-from mpi_parallel.training.slices import Piece
+from mpi_parallel.training.checkpoints.slices import Piece
 
 FORMAT = "mpi_parallel checkpoint 1"
 ARRAYS, PIECES, DIGESTS, FACTS = "checksums/arrays", "checksums/pieces", "checksums/sha256", "facts"

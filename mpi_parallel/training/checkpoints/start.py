@@ -23,7 +23,7 @@ def start(run: Run) -> None:
     path = run.config.run.start
     if path is None:
         return
-    from mpi_parallel.training.saved import load, names  # here, because most runs start anew
+    from mpi_parallel.training.checkpoints.saved import load, names  # here, because most runs start anew
 
     trained, _ = load(path)
     here, there = (" - ".join(map(str, widths)) for widths in (run.engine.model.widths, trained.widths))

@@ -11,8 +11,8 @@ from mpi4py import MPI
 
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.options import InputError, parse
-from mpi_parallel.training.checkpoint import read_checkpoint
-from mpi_parallel.training.legacy import cover
+from mpi_parallel.training.checkpoints.checkpoint import read_checkpoint
+from mpi_parallel.training.faults.legacy import cover
 from tests.launch import launch
 from tests.samples import write_image_set
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.saver import Saver
-    from mpi_parallel.training.state import Snapshot
+    from mpi_parallel.training.checkpoints.saver import Saver
+    from mpi_parallel.training.checkpoints.state import Snapshot
 
 BEST = "best.h5"
 
