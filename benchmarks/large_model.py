@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mpi_parallel.mpi.launcher import child_environment, mpirun_beside
-from mpi_parallel.options import bytes_of
+from mpi_parallel.options.values import bytes_of
 
 GRIDS = [(1, 1), (1, 2), (2, 1), (1, 4), (4, 1), (2, 2)]  # pipe x tensor
 

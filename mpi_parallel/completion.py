@@ -15,7 +15,8 @@ import mpi4py
 mpi4py.rc.initialize = False  # nothing here speaks to other ranks, and on a login node MPI may not start
 
 from mpi_parallel.commands import COMMANDS  # noqa: E402, after the line above
-from mpi_parallel.options import InputError, fill  # noqa: E402
+from mpi_parallel.options import InputError  # noqa: E402
+from mpi_parallel.options.command_line import fill  # noqa: E402
 
 SHELLS = ("bash", "zsh", "tcsh")
 PLACES = "FILE", "FOLDER", "OUT.h5", "RUN", "SOURCE", "auto|FILE", "runs/NAME"  # behind these a file or folder is meant

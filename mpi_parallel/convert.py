@@ -20,7 +20,9 @@ from mpi_parallel.data_parallel.labels import Labels
 from mpi_parallel.data_parallel.memory import available
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import InputError, between, option, parse
+from mpi_parallel.options import InputError, option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import between
 from mpi_parallel.training.progress import terminal_columns
 
 SENTENCE = (

@@ -10,7 +10,9 @@ from typing import Any
 
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import at_least, deliver, json_option, option, parse
+from mpi_parallel.options import deliver, json_option, option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 from mpi_parallel.result_merging.confusion import Evaluation, Tally
 from mpi_parallel.training.applied import Applied, ApplyOptions
 

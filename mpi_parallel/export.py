@@ -8,7 +8,8 @@ from pathlib import Path
 from mpi_parallel.exchange import registry
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import option, parse
+from mpi_parallel.options import option
+from mpi_parallel.options.command_line import parse
 from mpi_parallel.training.checkpoints.saved import load
 
 SENTENCE = "Export a trained network as ONNX, safetensors (named as in PyTorch) or weights of Keras."

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel import survey
 from mpi_parallel.data_parallel.dataset import ImageSet, open_image_set
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.nn.optimizers import RULES
-from mpi_parallel.options import at_least, bytes_of, memory_size, option, parse
+from mpi_parallel.options import option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least, bytes_of, memory_size
 from mpi_parallel.training.forecast import Sizes
 from mpi_parallel.training.planning import account, classes_of
 

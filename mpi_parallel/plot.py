@@ -9,7 +9,9 @@ from typing import Any
 
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import InputError, at_least, option, parse
+from mpi_parallel.options import InputError, option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 from mpi_parallel.pictures import style
 from mpi_parallel.pictures.accounts import accounts
 from mpi_parallel.pictures.confusion import confusion

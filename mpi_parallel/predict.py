@@ -17,7 +17,8 @@ from mpi_parallel.data_parallel.folder import PictureSplit
 from mpi_parallel.data_parallel.writing import Layout, OneFile
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import InputError, option, parse
+from mpi_parallel.options import InputError, option
+from mpi_parallel.options.command_line import parse
 from mpi_parallel.result_merging.confusion import softmax
 from mpi_parallel.training.applied import Applied, ApplyOptions
 from mpi_parallel.training.banner import versions

@@ -12,7 +12,9 @@ from mpi_parallel.data_parallel import repacking
 from mpi_parallel.data_parallel.writing import Layout
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import InputError, at_least, option, parse
+from mpi_parallel.options import InputError, option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 
 SENTENCE = "Write an image set anew for fast parallel reading, and check that it reads as it did."
 

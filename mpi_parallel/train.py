@@ -16,7 +16,8 @@ from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.nn.optimizers import RULES, Optimizer
-from mpi_parallel.options import parse, seconds_of
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import seconds_of
 from mpi_parallel.result_merging.automatic import Choice, open_merger
 from mpi_parallel.training.banner import announce, settle_threads
 from mpi_parallel.training.board import open_board
@@ -27,10 +28,11 @@ from mpi_parallel.training.checkpoints.start import start
 from mpi_parallel.training.faults.legacy import Forgetful, Heritage
 from mpi_parallel.training.faults.survival import survive
 from mpi_parallel.training.faults.watchdog import Watchdog
-from mpi_parallel.training.fit import Run, fit
+from mpi_parallel.training.fit import fit
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.log import RunFolder
 from mpi_parallel.training.planning import settle_layout
+from mpi_parallel.training.run import Run
 from mpi_parallel.training.step import Engine
 from mpi_parallel.training.trace import open_trace
 

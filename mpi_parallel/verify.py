@@ -20,9 +20,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mpi_parallel.config import LARGEST_BATCH
+from mpi_parallel.config.learning import LARGEST_BATCH
 from mpi_parallel.mpi.launcher import child_environment, mpirun_beside
-from mpi_parallel.options import InputError, at_least, option, parse
+from mpi_parallel.options import InputError, option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 
 SENTENCE = "Train a few steps with --reproducible on every grid of each number of ranks and compare the results."
 STEPS_OF_CUT_LAYERS = 4  # see _steps

@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import Rows, TrainingRows, class_count, evaluation_rows
 from mpi_parallel.device import Device, Host

@@ -11,7 +11,8 @@ import pytest
 import mpi_parallel
 from mpi_parallel import completion
 from mpi_parallel.commands import COMMANDS, VERBS, examples
-from mpi_parallel.options import InputError, parse
+from mpi_parallel.options import InputError
+from mpi_parallel.options.command_line import parse
 from tests.once import once
 
 pytestmark = once

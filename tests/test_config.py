@@ -10,12 +10,15 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from mpi_parallel import options
-from mpi_parallel.config import LARGEST_BATCH, TrainConfig
+from mpi_parallel.config import TrainConfig
+from mpi_parallel.config.learning import LARGEST_BATCH
 from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.optimizers import RULES
-from mpi_parallel.options import InputError, flag, parse, to_tables, write_toml
+from mpi_parallel.options import InputError, command_line, flag, to_tables
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.toml import write_toml
 
-GROUPS = {name: group for name, group, _ in options._groups(TrainConfig)}
+GROUPS = {name: group for name, group, _ in options.groups_of(TrainConfig)}
 FIELDS = {field.name: field for group in GROUPS.values() for field in dataclasses.fields(group)}
 
 
@@ -31,7 +34,7 @@ def refusal(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def parser() -> argparse.ArgumentParser:
-    return options._parser(TrainConfig, "mpi_parallel.train", "Train.", None)
+    return command_line._parser(TrainConfig, "mpi_parallel.train", "Train.", None)
 
 
 class TestFields:
@@ -170,7 +173,7 @@ class TestValues:
 
 def words_of(field: dataclasses.Field, hint: object) -> st.SearchStrategy:
     """Values of a field that pass its check."""
-    base, many = options._base(hint)
+    base, many = options.base_type(hint)
     if field.metadata["choices"]:
         return st.sampled_from(field.metadata["choices"])
     values = {
@@ -191,7 +194,7 @@ VALID = st.fixed_dictionaries(
         name: st.builds(
             group, **{field.name: words_of(field, hints[field.name]) for field in dataclasses.fields(group)}
         )
-        for name, group, hints in options._groups(TrainConfig)
+        for name, group, hints in options.groups_of(TrainConfig)
     }
 )
 VALUES = st.recursive(

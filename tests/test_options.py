@@ -11,19 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mpi_parallel.options import (
-    InputError,
-    at_least,
-    between,
-    duration,
-    option,
-    parse,
-    positive,
-    seconds_of,
-    share,
-    to_tables,
-    write_toml,
-)
+from mpi_parallel.options import InputError, option, to_tables
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.toml import write_toml
+from mpi_parallel.options.values import at_least, between, duration, positive, seconds_of, share
 
 
 @dataclass(frozen=True, kw_only=True)

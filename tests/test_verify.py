@@ -9,7 +9,8 @@ import pytest
 from mpi4py import MPI
 
 from mpi_parallel import verify
-from mpi_parallel.options import InputError, parse
+from mpi_parallel.options import InputError
+from mpi_parallel.options.command_line import parse
 from tests.once import once
 
 

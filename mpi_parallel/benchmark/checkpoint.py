@@ -23,7 +23,9 @@ from mpi_parallel.benchmark.scratch import scratch_folder
 from mpi_parallel.benchmark.timing import keep
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.options import at_least, option, parse
+from mpi_parallel.options import option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 from mpi_parallel.train import train
 from mpi_parallel.training.banner import library
 from mpi_parallel.training.checkpoints.skeleton import write

@@ -18,7 +18,8 @@ import numpy as np
 
 from mpi_parallel.benchmark.scratch import memory_watched, scratch_folder
 from mpi_parallel.benchmark.timing import keep, settle
-from mpi_parallel.config import DataOptions, DeviceOptions
+from mpi_parallel.config.learning import DataOptions
+from mpi_parallel.config.running import DeviceOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.data_parallel.memory import Budget, budget_of
@@ -30,7 +31,9 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
-from mpi_parallel.options import at_least, bytes_of, memory_size, option, parse
+from mpi_parallel.options import option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least, bytes_of, memory_size
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.registry import MERGERS
 from mpi_parallel.training.banner import library

@@ -13,7 +13,9 @@ from statistics import median
 from mpi_parallel.benchmark.timing import keep
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.launcher import child_environment
-from mpi_parallel.options import at_least, option, parse
+from mpi_parallel.options import option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 
 SENTENCE = "Measure how long importing the training program takes beyond importing NumPy, h5py and mpi4py."
 THEIRS, OURS = "numpy, h5py, mpi4py", "mpi_parallel.train"

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.benchmark.timing import keep, settle
-from mpi_parallel.config import DeviceOptions
+from mpi_parallel.config.running import DeviceOptions
 from mpi_parallel.device import Device
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import RULES, Adam, Optimizer
 from mpi_parallel.nn.store import COUNT, ParameterStore
-from mpi_parallel.options import InputError, at_least, option, parse
+from mpi_parallel.options import InputError, option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.registry import MERGERS
 from mpi_parallel.training.banner import library

@@ -20,7 +20,9 @@ from statistics import median
 from mpi_parallel.benchmark.timing import keep
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.launcher import child_environment, mpirun_beside
-from mpi_parallel.options import InputError, at_least, option, parse
+from mpi_parallel.options import InputError, option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 
 SENTENCE = "Train whole epochs here and with JAX and PyTorch DDP, in turn, and compare samples per second."
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.benchmark.timing import keep, measure, settle
-from mpi_parallel.config import DeviceOptions
+from mpi_parallel.config.running import DeviceOptions
 from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.data_parallel.scaling import Scaler
@@ -22,7 +22,9 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES, Optimizer
-from mpi_parallel.options import at_least, option, parse
+from mpi_parallel.options import option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 from mpi_parallel.result_merging.accelerator import ACCELERATED
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.buckets import Buckets

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mpi_parallel.config import DeviceOptions
+from mpi_parallel.config.running import DeviceOptions
 from mpi_parallel.device import Device, open_device
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import to_tables

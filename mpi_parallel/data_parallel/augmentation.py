@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.device import Array
 from mpi_parallel.device.hashing import combine, combine_int
 from mpi_parallel.device.workspace import Workspace

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel import trust
 from mpi_parallel.data_parallel.split import Split, native, open_file
 from mpi_parallel.data_parallel.splits import stratified

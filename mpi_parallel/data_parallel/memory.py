@@ -11,10 +11,10 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.device import Device
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.options import bytes_of
+from mpi_parallel.options.values import bytes_of
 
 SHARE = 0.5  # of what is available: the rest is for the network, the file system's cache and other people
 CGROUPS = Path("/sys/fs/cgroup")

@@ -8,14 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpi_parallel.config import DataOptions, ModelOptions, TrainConfig
+from mpi_parallel.config import TrainConfig
+from mpi_parallel.config.learning import DataOptions, ModelOptions
 from mpi_parallel.data_parallel.dataset import ImageSet, open_image_set
 from mpi_parallel.doctor import choices, memory, places, software, speed, storage
 from mpi_parallel.doctor.report import agree, document, status, table
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.nn.optimizers import RULES
-from mpi_parallel.options import InputError, at_least, build, deliver, json_option, option, parse
+from mpi_parallel.options import InputError, build, deliver, json_option, option
+from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.values import at_least
 from mpi_parallel.training.banner import settle_threads
 from mpi_parallel.training.planning import classes_of
 

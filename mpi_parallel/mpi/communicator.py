@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -12,10 +11,9 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpi_parallel.device import Array, Device, Host
+from mpi_parallel.mpi.messages import PendingSum, at_once, messages, row_type
 from mpi_parallel.mpi.partition import share
 from mpi_parallel.mpi.pulse import waiting
-
-MOST = 1 << 30  # bytes of a message: beyond 2^31 some libraries and some networks fail
 
 
 class Communicator:
@@ -73,9 +71,8 @@ class Communicator:
 
         Blocking: both MPIs have crashed in non-blocking reductions of a GPU's arrays.
         """
-        most = MOST // array.itemsize
-        for begin in range(0, array.size, most):
-            self.comm.Allreduce(MPI.IN_PLACE, array[begin : begin + most], MPI.SUM)
+        for part in messages(array):
+            self.comm.Allreduce(MPI.IN_PLACE, part, MPI.SUM)
 
     def largest(self, array: Array) -> None:
         """Replace the array by its elementwise maximum over the ranks; what becomes of NaN is undefined."""
@@ -87,7 +84,7 @@ class Communicator:
 
     def begin_sum(self, array: Array) -> PendingSum:
         """Start to replace the array, which nobody may touch meanwhile, by its sum over the ranks."""
-        return PendingSum(self, array)
+        return PendingSum(self.comm, self.device, array)
 
     @waiting
     def sum_shares(self, array: Array, mine: NDArray[Any]) -> None:
@@ -98,7 +95,7 @@ class Communicator:
         if self.size == 1:
             return
         values, spans = self.device.to_host(array), self._shares(array.size)
-        if array.nbytes <= MOST:
+        if at_once(array):
             self.comm.Reduce_scatter(values, mine, [span.stop - span.start for span in spans], MPI.SUM)
             array[spans[self.rank]] = self.device.to_device(mine)
             return
@@ -114,7 +111,7 @@ class Communicator:
         if self.size == 1:
             return
         values, spans = self.device.to_host(array), self._shares(array.size)
-        if array.nbytes <= MOST:
+        if at_once(array):
             counts, starts = [span.stop - span.start for span in spans], [span.start for span in spans]
             self.comm.Allgatherv(MPI.IN_PLACE, [values, (counts, starts)])
         else:
@@ -149,8 +146,8 @@ class Communicator:
         """Fill `everyone` (sum of counts, M) with the rows (counts[rank], M) of all ranks, by rank; of one type."""
         values, table = self.device.to_host(rows), self.device.to_host(everyone)
         starts = [0, *accumulate(counts)]
-        if table.nbytes <= MOST:
-            row = _row_type(table.shape[1] * table.itemsize)
+        if at_once(table):
+            row = row_type(table.shape[1] * table.itemsize)
             self.comm.Allgatherv([values, len(values), row], [table, (counts, None), row])
         else:
             table[starts[self.rank] : starts[self.rank + 1]] = values
@@ -226,43 +223,3 @@ class Communicator:
 
     def _shares(self, n: int) -> list[slice]:
         return [share(n, self.size, rank) for rank in range(self.size)]
-
-
-class PendingSum:
-    """A sum over the ranks that is under way."""
-
-    def __init__(self, comm: Communicator, array: Array) -> None:
-        self._device, self._array = comm.device, array
-        self._requests: list[MPI.Request] = []
-        if comm.size > 1:
-            self._values = comm.device.to_host(array)
-            self._requests = [comm.comm.Iallreduce(MPI.IN_PLACE, part) for part in messages(self._values)]
-
-    def done(self) -> bool:
-        """Whether nothing is left to wait for; MPI works on the sum meanwhile."""
-        return MPI.Request.Testall(self._requests)
-
-    @waiting
-    def wait(self) -> None:
-        """The array holds the sum when this returns."""
-        if self._requests:
-            MPI.Request.Waitall(self._requests)
-            self._device.refill(self._array, self._values)
-            self._requests = []
-
-
-@cache
-def _row_type(size: int) -> MPI.Datatype:
-    """So many bytes as one: MPICH's Allgatherv cuts rows of numbers in pieces, and takes 1.5 to 2 times as long."""
-    return MPI.BYTE.Create_contiguous(size).Commit()
-
-
-def messages(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The elements of a contiguous array in views of at most MOST bytes."""
-    assert values.flags.c_contiguous, "only contiguous arrays can be sent in place"
-    if values.nbytes <= MOST:
-        yield values
-        return
-    flat, most = values.reshape(-1), max(1, MOST // values.itemsize)
-    for begin in range(0, flat.size, most):
-        yield flat[begin : begin + most]

@@ -9,7 +9,8 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpi_parallel.device import Array
-from mpi_parallel.mpi.communicator import Communicator, messages
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.messages import messages
 from mpi_parallel.mpi.pulse import waiting
 
 IN_FLIGHT = 2  # arrays on their way to a neighbour: one that it is about to take, and the next

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
 
-from mpi_parallel.mpi.communicator import Communicator, PendingSum
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.messages import PendingSum
 from mpi_parallel.nn.store import Parameter, ParameterStore
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import Selection, open_images, open_labelled
 from mpi_parallel.data_parallel.folder import PictureSplit, open_folder
 from mpi_parallel.data_parallel.inference import logits_of
@@ -22,7 +22,8 @@ from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.device import open_device
 from mpi_parallel.exchange.trained import Trained
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.options import InputError, at_least, memory_size, option
+from mpi_parallel.options import InputError, option
+from mpi_parallel.options.values import at_least, memory_size
 from mpi_parallel.training.banner import settle_threads
 from mpi_parallel.training.checkpoints.checkpoint import Checkpoint
 from mpi_parallel.training.checkpoints.saved import load, network

@@ -26,8 +26,8 @@ from mpi_parallel.result_merging.automatic import Choice
 from mpi_parallel.training.log import logger
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
     from mpi_parallel.training.planning import Layout
+    from mpi_parallel.training.run import Run
 
 
 def versions() -> dict[str, str]:

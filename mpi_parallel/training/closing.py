@@ -11,7 +11,7 @@ from mpi_parallel.training.gallery import MOST_CLASSES, Observer
 from mpi_parallel.training.log import logger
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 WELL = ("finished", "target", "early-stop")  # reasons to end after which the run is tested, and there is a result
 ASKED = ("signal", "time-limit")  # reasons after which the run is to go on later

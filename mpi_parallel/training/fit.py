@@ -4,77 +4,32 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mpi_parallel.config import TrainConfig
-from mpi_parallel.data_parallel.dataset import ImageSet
-from mpi_parallel.data_parallel.loader import Batch, Rows, TrainingRows
+from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.data_parallel.memory import resident
 from mpi_parallel.device.clock import PHASES, process_seconds
-from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.layers import See
 from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import weights_sha256
-from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores, score
 from mpi_parallel.training import closing
 from mpi_parallel.training.captured import open_steps
-from mpi_parallel.training.checkpoints.saver import Never
 from mpi_parallel.training.faults.bad_numbers import LISTED, diagnose
-from mpi_parallel.training.faults.legacy import Forgetful, Heritage
 from mpi_parallel.training.faults.replicas import differing
 from mpi_parallel.training.faults.signals import StopRequest
 from mpi_parallel.training.faults.time_limit import time_limit_of
-from mpi_parallel.training.log import RunFolder, logger
+from mpi_parallel.training.log import logger
 from mpi_parallel.training.progress import duration, open_progress
-from mpi_parallel.training.step import Engine, Merger, Take
-from mpi_parallel.training.trace import NoTrace, Trace
+from mpi_parallel.training.run import Run
+from mpi_parallel.training.step import Take
 
 FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses
 STATUSES = {"not-finite": DIVERGED, "signal": STOPPED, "time-limit": STOPPED, "replicas-differ": DIFFERENT}
 TOLD_APART = 256  # of more ranks an epoch's line tells the mean and the slowest alone
-
-
-@dataclass
-class Run:
-    """Everything that takes part in a run, and how far it has come."""
-
-    config: TrainConfig
-    comm: Communicator  # all ranks
-    speaks: bool  # whether this rank's score counts, which is one rank's of each model
-    engine: Engine
-    merger: Merger
-    optimizer: Optimizer
-    training: TrainingRows
-    validation: Rows | None
-    test: Rows | None
-    data: ImageSet
-    folder: RunFolder
-    trace: Trace | NoTrace
-    saver: Never = field(default_factory=Never)
-    step: int = 0
-    epochs: int = 0  # completed
-    samples: int = 0
-    legacy: Heritage = field(default_factory=Forgetful)
-    bad_steps: int = 0  # that were not finite, and not taken
-    first_step: float = 0.0  # seconds from the start of the process to the end of the first step
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, count of the running epoch
-    before: float = 0.0  # count of the running epoch when this program took it up
-    patience: Patience = field(default_factory=lambda: Patience())
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.training.steps(self.config.batch.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        asked = self.config.batch.steps
-        return self.config.batch.epochs * self.steps_per_epoch if asked is None else asked
 
 
 def fit(run: Run) -> int:
@@ -102,18 +57,6 @@ def fit(run: Run) -> int:
         progress.close()
         run.folder.close()
         stop.restore()
-
-
-class Patience:
-    """Counts the epochs since the loss was last lower than ever before."""
-
-    def __init__(self, epochs: int | None = None) -> None:
-        self.epochs, self.best, self.since = epochs, float("inf"), 0
-
-    def lost(self, loss: float) -> bool:
-        """Whether this epoch's loss was one too many without an improvement."""
-        self.best, self.since = (loss, 0) if loss < self.best else (self.best, self.since + 1)
-        return self.epochs is not None and self.since >= self.epochs
 
 
 def _train_epoch(run: Run, take: Take, progress: Any, stop: StopRequest) -> str:

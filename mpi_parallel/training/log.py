@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.options import InputError, write_toml
+from mpi_parallel.options import InputError
+from mpi_parallel.options.toml import write_toml
 from mpi_parallel.training.board import Board, NoBoard
 from mpi_parallel.training.progress import Progress, open_progress
 

@@ -24,7 +24,8 @@ from mpi_parallel.model_parallel.placement import cuts_of, place, stage_costs
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import divided
 from mpi_parallel.nn.mlp import parameter_count
-from mpi_parallel.options import InputError, bytes_of
+from mpi_parallel.options import InputError
+from mpi_parallel.options.values import bytes_of
 from mpi_parallel.training.checkpoints.saver import NEVER
 from mpi_parallel.training.forecast import Forecast, Grid, Sizes, forecast, limit_of
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.config import OptimizerOptions
+from mpi_parallel.config.learning import OptimizerOptions
 from mpi_parallel.data_parallel.loader import Batch, Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator

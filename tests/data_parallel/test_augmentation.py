@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.augmentation import Augmentation, augmentation_of
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows

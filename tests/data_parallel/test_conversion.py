@@ -11,7 +11,7 @@ from mpi4py import MPI
 from sklearn.preprocessing import StandardScaler
 
 from mpi_parallel import convert
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.formats import array_source, csv_table, idx_header, numbers
 from mpi_parallel.mpi.communicator import Communicator

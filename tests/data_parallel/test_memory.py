@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpi_parallel.config import DataOptions, memory_size
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.data_parallel.memory import SHARE, Budget, Shared, available, budget_of
 from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.options import bytes_of
+from mpi_parallel.options.values import bytes_of, memory_size
 from tests.assembly import ALONE, world
 from tests.samples import write_image_set
 

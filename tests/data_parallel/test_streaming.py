@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi4py import MPI
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows, class_count, evaluation_rows
 from mpi_parallel.data_parallel.memory import Budget

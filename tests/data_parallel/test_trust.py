@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel import trust
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.options import InputError

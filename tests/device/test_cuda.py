@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mpi_parallel.config import OptimizerOptions
+from mpi_parallel.config.learning import OptimizerOptions
 from mpi_parallel.device import Host, cublaslt, cuda, open_device
 from mpi_parallel.device.cuda import IN_FLIGHT, Cuda
 from mpi_parallel.device.cuda_choice import explain, gpu_map

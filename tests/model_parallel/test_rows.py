@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mpi_parallel.config import DataOptions
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows, evaluation_rows
 from mpi_parallel.data_parallel.memory import Budget

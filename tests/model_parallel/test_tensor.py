@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mpi_parallel.device import Host
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.model_parallel.tensor import ColumnParallelLinear, RowParallelLinear, split_cross_entropy
-from mpi_parallel.mpi.communicator import Communicator, PendingSum
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.messages import PendingSum
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.nn import functional as F
 from mpi_parallel.nn.layers import Linear

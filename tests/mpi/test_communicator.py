@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpi_parallel.mpi import communicator
+from mpi_parallel.mpi import messages
 from mpi_parallel.mpi.communicator import Communicator
 
 
@@ -136,7 +136,7 @@ def test_messages_of_two_communicators_do_not_meet(comm):
 @pytest.fixture(params=[1 << 30, 40])
 def cut(request, monkeypatch):
     """Messages whole, and cut as beyond the limit."""
-    monkeypatch.setattr(communicator, "MOST", request.param)
+    monkeypatch.setattr(messages, "MOST", request.param)
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
@@ -211,4 +211,4 @@ def test_total(comm):
 
 def test_only_contiguous_arrays_are_sent():
     with pytest.raises(AssertionError, match="contiguous"):
-        list(communicator.messages(np.zeros((4, 4))[:, 1]))
+        list(messages.messages(np.zeros((4, 4))[:, 1]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpi_parallel.config import OptimizerOptions
+from mpi_parallel.config.learning import OptimizerOptions
 from mpi_parallel.device import Host, open_device
 from mpi_parallel.device.interface import Schedule
 from mpi_parallel.mpi.communicator import Communicator

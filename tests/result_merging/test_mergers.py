@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpi_parallel.config import ParallelOptions
+from mpi_parallel.config.running import ParallelOptions
 from mpi_parallel.device import Host
-from mpi_parallel.mpi import communicator
+from mpi_parallel.mpi import messages
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, SAVE, STOP, ParameterStore
 from mpi_parallel.options import InputError
@@ -227,7 +227,7 @@ def test_messages_may_be_cut(kind, monkeypatch):
     """As beyond MOST bytes: with a limit of 200 the same numbers come out, and of a canonical tree the same bits."""
     comm, weights = world(), []
     for limit in (1 << 30, 200):
-        monkeypatch.setattr(communicator, "MOST", limit)
+        monkeypatch.setattr(messages, "MOST", limit)
         store = make_store()
         merger = EVERY[kind](store, comm)
         train(merger, RULES["sgd"](store), comm, 3)

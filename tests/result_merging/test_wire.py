@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpi_parallel.device import Host
-from mpi_parallel.mpi import communicator
+from mpi_parallel.mpi import messages
 from mpi_parallel.nn.store import COUNT, ParameterStore
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.window import Window
@@ -43,7 +43,7 @@ def gradient(rank: int, size: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [0, 1, 5, 333])
 @pytest.mark.parametrize("limit", [1 << 30, 200])
 def test_a_sum_is_rounded_once_a_rank_and_once_as_a_whole(precision, size, limit, monkeypatch):
-    monkeypatch.setattr(communicator, "MOST", limit)
+    monkeypatch.setattr(messages, "MOST", limit)
     comm, array = world(), gradient(world().rank, size)
     Wire(comm, size, precision).sum(array)
     theirs = [gradient(rank, size).astype(float) for rank in range(comm.size)]

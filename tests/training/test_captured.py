@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mpi_parallel.config import OptimizerOptions
+from mpi_parallel.config.learning import OptimizerOptions
 from mpi_parallel.device import Host
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import Schedule

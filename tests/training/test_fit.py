@@ -15,7 +15,7 @@ from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.train import main
-from mpi_parallel.training.fit import Patience
+from mpi_parallel.training.run import Patience
 from tests.samples import write_image_set
 
 RANKS = [1, 2, 3]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.mpi.partition import block
-from mpi_parallel.options import at_least, option
+from mpi_parallel.options import option
+from mpi_parallel.options.values import at_least
 
 UNIT = 1 << 20  # bytes of a unit, more or less: small enough to share out evenly, and for the cache
 

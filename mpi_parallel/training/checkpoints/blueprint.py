@@ -37,7 +37,7 @@ from mpi_parallel.training.checkpoints.slices import Piece, pieces_of, written_b
 from mpi_parallel.training.checkpoints.state import Snapshot, flat_arrays
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 
 @dataclass

@@ -13,7 +13,7 @@ from mpi_parallel.options import to_tables
 from mpi_parallel.training.banner import versions
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 JOB = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "PBS_JOBID", "LSB_JOBID")
 

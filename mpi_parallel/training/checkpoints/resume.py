@@ -17,7 +17,7 @@ from mpi_parallel.training.checkpoints.state import WEIGHTS, flat_arrays, stand
 from mpi_parallel.training.log import logger
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 AUTO = "auto"
 # Options that make the sequence of weights; what only says how long, how fast and where may change.

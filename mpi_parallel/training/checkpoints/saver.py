@@ -15,14 +15,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from mpi_parallel.options import seconds_of
+from mpi_parallel.options.values import seconds_of
 from mpi_parallel.training.checkpoints.blueprint import draw
 from mpi_parallel.training.checkpoints.job import BEST, Job
 from mpi_parallel.training.checkpoints.state import Snapshot
 from mpi_parallel.training.log import logger
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 NEVER = "never"
 SLOW_DISK = 50e6  # bytes/s, until a checkpoint has been measured

@@ -10,7 +10,7 @@ from mpi_parallel.options import InputError
 from mpi_parallel.training.log import logger
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 TOLERANCE = 1e-3  # of the deviation, by which a standardisation may differ without a word
 

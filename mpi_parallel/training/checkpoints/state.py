@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mpi_parallel.device import Array
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 WEIGHTS = "weights"
 

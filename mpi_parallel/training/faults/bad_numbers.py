@@ -18,7 +18,7 @@ from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.store import BAD, LOSS
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 LISTED = 4  # rows of a rank that are named
 

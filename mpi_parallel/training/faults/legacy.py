@@ -20,7 +20,7 @@ from mpi_parallel.training.checkpoints.state import stand, standing
 from mpi_parallel.training.log import logger
 
 if TYPE_CHECKING:
-    from mpi_parallel.training.fit import Run
+    from mpi_parallel.training.run import Run
 
 
 @dataclass

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from mpi_parallel.device.clock import process_seconds
-from mpi_parallel.options import seconds_of
+from mpi_parallel.options.values import seconds_of
 from mpi_parallel.training.log import logger
 
 AUTO = "auto"

@@ -10,7 +10,8 @@ import pytest
 from mpi4py import MPI
 
 from mpi_parallel.config import TrainConfig
-from mpi_parallel.options import InputError, parse
+from mpi_parallel.options import InputError
+from mpi_parallel.options.command_line import parse
 from mpi_parallel.training.checkpoints.checkpoint import read_checkpoint
 from mpi_parallel.training.faults.legacy import cover
 from tests.launch import launch
