@@ -41,6 +41,7 @@ ACTIONS: dict[str, Act] = {
     "kill": lambda store: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda store: os.kill(os.getpid(), signal.SIGSTOP),
     "hang": lambda store: time.sleep(1000),
+    "pause": lambda store: time.sleep(2),
     "lock": lambda store: ctypes.PyDLL(None).sleep(1000),  # and no other thread of this process runs
     "crash": lambda store: ctypes.string_at(0),  # type: ignore[dict-item, return-value]
     "raise": lambda store: 1 / 0,  # type: ignore[dict-item, return-value]

@@ -53,11 +53,12 @@ def test_a_hung_rank_is_named_and_all_stacks_are_shown(ended, name):
 
 
 def test_a_job_that_goes_on_is_left_alone(tmp_path):
-    """Pauses shorter than the timeout are no hang, however many there are."""
+    """Pauses shorter than the timeout are no hang, however long they are together."""
     write_image_set(tmp_path / "set.h5")
-    options = ["--data", tmp_path / "set.h5", "--epochs", "1", "--out", tmp_path / "run"]
-    job = launch(2, "-m", "mpi_parallel.train", *options, "--hang-timeout", "2s")
-    assert job.returncode == 0
+    options = ["--data", tmp_path / "set.h5", "--batch-size", "8", "--out", tmp_path / "run", "--hang-timeout", "5s"]
+    pauses = "1,1,1", "forward:3,forward:6,forward:9", "pause,pause,pause"
+    job = launch(2, "-m", "tests.faulty", *pauses, *options)
+    assert job.returncode == 0, job.stderr
     assert "watchdog" not in job.stderr
 
 
