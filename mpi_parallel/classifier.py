@@ -20,9 +20,10 @@ from mpi_parallel.device import open_device
 from mpi_parallel.exchange import registry
 from mpi_parallel.exchange.trained import Trained
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.options import InputError, build
 from mpi_parallel.result_merging.confusion import softmax
-from mpi_parallel.training.checkpoints.saved import load, network
+from mpi_parallel.training.checkpoints.saved import load, put
 from mpi_parallel.training.learning import learn
 
 AS_IS = (np.uint8, np.uint16, np.float32)  # types of pixels that the kernels read; others become float32
@@ -74,7 +75,7 @@ class Classifier:
 
         Its classes are numbers, as labels in the data are; `class_names_` has their names, if any. Raises InputError.
         """
-        trained, _ = load(path)
+        trained = load(path)
         if trained.mean is None:
             raise InputError(f"{path} does not tell how images are standardised")
         loaded = cls(hidden=trained.widths[1:-1])
@@ -165,7 +166,8 @@ class Classifier:
                 f"X has {images.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
                 "features as input"
             )
-        model = network(self.trained_, open_device(self.device, 0))
+        model = MLP(open_device(self.device, 0), self.trained_.widths, seed=None)
+        put(self.trained_, model)
         return logits_of_array(model, Scaler.of(self.trained_.mean, self.trained_.std), images)
 
     def _fitted(self) -> None:

@@ -50,12 +50,13 @@ def main(world: Communicator, arguments: list[str]) -> int:
     config = parse(EvaluateConfig, arguments, "mpi_parallel.evaluate", SENTENCE, speaks=world.rank == 0)
     options = config.evaluate
     applied = Applied(config.apply, options.split, world, options.labels, labelled=True)
-    tally = Tally(applied.trained.widths[-1])
+    tally = Tally(applied.network.widths[-1])
     for _, z, t in applied.logits():
         tally.add(z, t)
     found = tally.merge(world)
     if world.rank == 0:
         _deliver(found, config, applied)
+    applied.close()
     return 0
 
 
@@ -63,10 +64,10 @@ def _deliver(found: Evaluation, config: EvaluateConfig, applied: Applied) -> Non
     names = applied.classes or tuple(map(str, range(len(found.support))))
     options, ks = config.evaluate, [k for k in config.evaluate.top_k if k < len(names)]
     document = {
-        **applied.trained.facts, "data": applied.split.path, "images": applied.split.images, "split": options.split,
+        **applied.facts, "data": applied.split.path, "images": applied.split.images, "split": options.split,
         **figures(found, names, ks),
     }  # fmt: skip
-    facts = applied.trained.facts
+    facts = applied.facts
     step = f" (step {facts['step']})" if "step" in facts else ""
     head = f"{facts['checkpoint']}{step} on {applied.split.path}:{applied.split.images}"
     deliver(document, [head, *table(found, names, ks)], options.json)

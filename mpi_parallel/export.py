@@ -42,7 +42,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     """Rank 0 reads and writes; the exit status."""
     options = parse(ExportConfig, arguments, "mpi_parallel.export", SENTENCE, speaks=world.rank == 0).export
     if world.rank == 0:
-        trained, _ = load(options.checkpoint)
+        trained = load(options.checkpoint)
         trained = trained.folded() if options.raw else trained
         registry.write(trained, Path(options.to))
         shape, widths = " x ".join(map(str, trained.image_shape)), " - ".join(map(str, trained.widths))

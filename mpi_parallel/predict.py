@@ -78,12 +78,13 @@ def main(world: Communicator, arguments: list[str]) -> int:
             f"{seconds:.2f} s on {world.size} rank{'s' * (world.size > 1)}",
             flush=True,
         )
+    applied.close()
     return 0
 
 
 def _write(applied: Applied, path: Path, world: Communicator) -> None:
     """Every rank puts its rows at their places."""
-    rows, classes = len(applied.split), applied.trained.widths[-1]
+    rows, classes = len(applied.split), applied.network.widths[-1]
     layout: Layout = {
         "index": ((rows,), np.dtype(np.int64)),
         "label": ((rows,), np.dtype(np.int32)),
@@ -104,7 +105,7 @@ def _describe(applied: Applied, path: Path, world: Communicator) -> None:
         "format": FORMAT,
         "source": applied.split.path,
         "images": applied.split.images,
-        **applied.trained.facts,
+        **applied.facts,
         "versions": json.dumps(versions()),
         "ranks": world.size,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -24,6 +24,8 @@ class PictureSplit(Split):
 
     def read(self, part: range, images: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[np.int32]]:
         """The part's pictures (n, features), and zeros. Raises InputError for what cannot be decoded."""
+        if not self.features:
+            return self.empty(len(part)), np.zeros(len(part), np.int32)
         assert self.decoder is not None
         mode = "RGB" if len(self.shape) == 3 else None
         decoded = []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.pulse import PULSE
-from mpi_parallel.nn.functional import round_finite
 from mpi_parallel.nn.layers import Ready, See
-from mpi_parallel.nn.mlp import Network
-from mpi_parallel.nn.store import CORRECT, LOSS
+from mpi_parallel.nn.mlp import Block, Network, score_of
 
 
 class Replica:
@@ -39,27 +37,22 @@ class Replica:
         self.clock.enter("other")
 
     def score(self, rows: Rows, see: See | None = None) -> tuple[float, int, int]:
-        """Summed loss, number correct and number of these rows, without dropout; the sums of ranks add up exactly.
+        """Summed loss, number correct and number of these rows, as nn.mlp.score_of."""
+        return *score_of(self.model, self.logits(rows), see), len(rows)
 
-        `see` is shown the logits and labels of all rows, some at a time.
+    def logits(self, rows: Rows) -> Iterator[Block]:
+        """All of these rows in their order, without dropout; each block is good until the next.
+
+        Ranks own whole blocks, and products of one shape round alike, whoever computes them.
         """
-        loss, correct = 0.0, 0
         self.store.narrow()
         rows.rewind()
         for start in range(0, len(rows), EVALUATION_ROWS):
             self.workspace.reset()
             index = self.workspace.xp.arange(start, min(start + EVALUATION_ROWS, len(rows)))
             x, t = rows.gather(self.workspace, index)
-            logits, _ = self.model.inference.forward(x)
-            if see is not None:
-                see(start, self.model.all_classes(logits), self.store.device.to_host(t))
-            self.store.tail.fill(0)
-            self.model.loss_gradient(logits, t, self.store.tail)
-            sums = self.store.device.to_host(self.store.tail)
-            loss += round_finite(float(sums[LOSS]))
-            correct += int(sums[CORRECT])
+            yield start, self.model.inference.forward(x)[0], t
             PULSE.beat()
-        return loss, correct, len(rows)
 
     def _accumulate(self, part: Batch, on_ready: Ready, micro: int | None) -> None:
         self.clock.enter("data", "gather", micro)

@@ -14,6 +14,17 @@ Dense = tuple[NDArray[np.float32], NDArray[np.float32]]  # W (in, out) and b (ou
 
 
 @dataclass(frozen=True)
+class About:
+    """A trained network without its weights."""
+
+    widths: tuple[int, ...]  # features, hidden widths, classes: 784 128 64 10
+    mean: NDArray[np.float64] | None  # as of Trained
+    std: NDArray[np.float64] | None
+    image_shape: tuple[int, ...]
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class Trained:
     """Dense relu layers and one Dense layer of logits, and the standardisation of what goes in.
 
@@ -36,6 +47,10 @@ class Trained:
     def image_shape(self) -> tuple[int, ...]:
         """Of what goes in, without the rows; flat where nothing is known."""
         return self.shape or (self.widths[0],)
+
+    @property
+    def about(self) -> About:
+        return About(self.widths, self.mean, self.std, self.image_shape, self.classes)
 
     def weights(self) -> list[NDArray[np.float32]]:
         """W0, b0, W1, b1, ... as `MLP.weights` gives them."""

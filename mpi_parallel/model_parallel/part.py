@@ -35,11 +35,12 @@ class ModelPart:
         widths: Sequence[int],
         grid: ProcessGrid,
         dropout: float = 0.0,
-        seed: int = 0,
+        seed: int | None = 0,
         precision: str = "float32",
         whole_layers: bool = False,
     ) -> None:
-        """`widths` are those of the whole network: features, hidden widths, classes; `precision` as of nn.mlp.MLP.
+        """`widths` are those of the whole network: features, hidden widths, classes; `seed` and `precision` as
+        of nn.mlp.MLP.
 
         Stages may share a layer, by columns, unless they are to have `whole_layers`.
 
@@ -59,6 +60,8 @@ class ModelPart:
         linear = [self._layer(cut) for cut in self.cuts]
         self.training = Sequential(self._with_dropout(linear, dropout))
         self.inference = Sequential(linear)
+        if seed is None:
+            return
         for cut in self.cuts:
             start = glorot_uniform(*cut.whole, seed, cut.number, cut.rows, cut.columns)
             self.store.parameters[f"W{cut.number}"].value[...] = device.to_device(start)

@@ -21,9 +21,8 @@ from mpi_parallel.model_parallel.part import ModelPart
 from mpi_parallel.model_parallel.schedules import Action, Forward, Schedule, most_held
 from mpi_parallel.mpi.link import Expected, Link
 from mpi_parallel.mpi.pulse import PULSE
-from mpi_parallel.nn.functional import round_finite
 from mpi_parallel.nn.layers import Ready, See
-from mpi_parallel.nn.store import CORRECT, LOSS
+from mpi_parallel.nn.mlp import Block, score_of
 
 PER_STAGE = 4  # micro-batches a stage, unless told: little time is idle, and products are not too small yet
 BACKWARD, INPUT = -1, -2  # arenas: of what lives no longer than one backward; of inputs, from here downwards
@@ -120,11 +119,14 @@ class PipelineStage:
         self.clock.enter("other")
 
     def score(self, rows: Rows, see: See | None = None) -> tuple[float, int, int]:
-        """Summed loss, number correct and number of these rows, without dropout; on the last stage, else no sums.
+        """Summed loss, number correct and number of these rows, as nn.mlp.score_of; on the last stage, else no sums."""
+        return *score_of(self.model, self.logits(rows), see), len(rows)
 
-        There `see` is shown the logits and labels of all rows, some at a time.
+    def logits(self, rows: Rows) -> Iterator[Block]:
+        """On the last stage all of these rows in their order, without dropout; each block is good until the next.
+
+        The other stages do their part, and yield nothing.
         """
-        loss, correct = 0.0, 0
         self.store.narrow()
         rows.rewind()
         starts = range(0, len(rows), self.scored)
@@ -141,16 +143,8 @@ class PipelineStage:
             if self.behind is not None:
                 self.behind.send(y)
                 continue
-            t = rows.labels_of(self.workspace, index)
-            if see is not None:
-                see(start, self.model.all_classes(y), self.store.device.to_host(t))
-            self.store.tail.fill(0)
-            self.model.loss_gradient(y, t, self.store.tail)
-            sums = self.store.device.to_host(self.store.tail)
-            loss += round_finite(float(sums[LOSS]))
-            correct += int(sums[CORRECT])
+            yield start, y, rows.labels_of(self.workspace, index)
         self._settle()
-        return loss, correct, len(rows)
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         for group in batch.groups():

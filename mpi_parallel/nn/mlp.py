@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from mpi_parallel.device import Array, Device
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
-from mpi_parallel.nn.layers import Dropout, Layer, Linear, Sequential
+from mpi_parallel.nn.layers import Dropout, Layer, Linear, See, Sequential
 from mpi_parallel.nn.store import CORRECT, LOSS, Parameter, ParameterStore
 
 DRAWN = 1 << 20  # random numbers at a time
+Block = tuple[int, Array, Array]  # rows in their order: where they begin, their logits (B, K), their labels (B,)
 
 assert (LOSS, CORRECT) == (0, 1)  # where softmax_cross_entropy adds its sums
 
@@ -67,11 +68,17 @@ class MLP:
     """The network in two forms over the same weights: `training`, with dropout, and `inference`, without."""
 
     def __init__(
-        self, device: Device, widths: Sequence[int], dropout: float = 0.0, seed: int = 0, precision: str = "float32"
+        self,
+        device: Device,
+        widths: Sequence[int],
+        dropout: float = 0.0,
+        seed: int | None = 0,
+        precision: str = "float32",
     ) -> None:
         """`widths` are the features, the hidden widths and the number of classes: 784 128 64 10.
 
-        `precision` is that of the numbers in matrix products (precision.py).
+        Without a `seed` all weights are zero, for others to be put there. `precision` is that of the numbers in matrix
+        products (precision.py).
         """
         self.widths = tuple(widths)
         self.depth = len(widths) - 1
@@ -82,6 +89,8 @@ class MLP:
             layer.stand_on(below)
         self.training = Sequential(_stack(ws, linear, dropout))
         self.inference = Sequential(linear)
+        if seed is None:
+            return
         for number, (fan_in, fan_out) in enumerate(pairwise(widths)):
             start = device.to_device(glorot_uniform(fan_in, fan_out, seed, number))
             self.store.parameters[f"W{number}"].value[...] = start
@@ -111,6 +120,23 @@ class MLP:
         """Every parameter is a whole array."""
         whole = self.store.parameters.values()
         return [Place(p.name, p.value.shape, tuple(slice(0, n) for n in p.value.shape), p) for p in whole]
+
+
+def score_of(model: Network, blocks: Iterable[Block], see: See | None = None) -> tuple[float, int]:
+    """Summed loss and number correct of blocks of rows, whose logits it overwrites; the sums of ranks add up exactly.
+
+    Before, `see` is shown where a block begins, the logits of all classes and the labels.
+    """
+    store, loss, correct = model.store, 0.0, 0
+    for start, z_BK, t_B in blocks:
+        if see is not None:
+            see(start, model.all_classes(z_BK), store.device.to_host(t_B))
+        store.tail.fill(0)
+        model.loss_gradient(z_BK, t_B, store.tail)
+        sums = store.device.to_host(store.tail)
+        loss += F.round_finite(float(sums[LOSS]))
+        correct += int(sums[CORRECT])
+    return loss, correct
 
 
 def glorot_uniform(

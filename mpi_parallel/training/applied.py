@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import Selection, open_images, open_labelled
 from mpi_parallel.data_parallel.folder import PictureSplit, open_folder
-from mpi_parallel.data_parallel.inference import logits_of
 from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Rows, evaluation_part, evaluation_rows
 from mpi_parallel.data_parallel.memory import budget_of
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.device import open_device
-from mpi_parallel.exchange.trained import Trained
+from mpi_parallel.exchange.trained import About
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.process_grid import ProcessGrid, divided
 from mpi_parallel.options import InputError, option
 from mpi_parallel.options.values import at_least, memory_size
 from mpi_parallel.training.banner import settle_threads
-from mpi_parallel.training.checkpoints.checkpoint import Checkpoint
-from mpi_parallel.training.checkpoints.saved import load, network
+from mpi_parallel.training.checkpoints.saved import Saved, open_saved
+from mpi_parallel.training.layout import open_engine, open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,19 @@ class ApplyOptions:
         None, "memory of a node for rows of the file, as in train; others are streamed", check=memory_size, name="SIZE"
     )
     device: str = option("auto", "auto takes a GPU where there is one for the rank", choices=("auto", "cpu", "cuda"))
+    precision: str = option(
+        "float32",
+        "numbers in matrix products, as in train; what a run tells of itself is by those it was trained with",
+        choices=("float32", "tf32", "bfloat16", "float16"),
+    )
+    tensor: int = option(
+        1, "cut every layer into so many slices, a rank each: for a network that is too large for one rank",
+        check=at_least(1), name="SLICES",
+    )  # fmt: skip
+    pipe: int = option(
+        1, "put the layers on so many stages, a rank each; the ranks that are left divide the rows",
+        check=at_least(1), name="STAGES",
+    )  # fmt: skip
     threads: int = option(1, "threads of a rank; more may change the last bits of a probability", check=at_least(1))
 
 
@@ -57,52 +70,72 @@ class Applied:
         labelled: bool = False,
     ) -> None:  # fmt: skip
         """Load, open and compare. Raises InputError where they do not fit one another."""
-        node = world.node()
-        self.trained, checkpoint = load(options.checkpoint)
+        divided(world.size, options.pipe, options.tensor)
+        saved = open_saved(options.checkpoint, world, "--checkpoint")
+        self.network = saved.about
         if labelled and Path(options.data).is_dir():
             raise InputError(f"--data {options.data} is a folder: convert it first, so that its classes are known")
-        settle_threads(options.threads, node)
-        device = open_device(options.device, node.rank)
-        source = _source(options, labels, checkpoint)
-        seed = checkpoint.config["batch"]["seed"] if checkpoint else 0
+        source = _source(options, labels, saved)
+        seed = saved.facts["config"]["batch"]["seed"] if saved.facts else 0
         if Path(options.data).is_dir():
-            chosen = open_folder(Path(options.data), self.trained.image_shape)
+            chosen = open_folder(Path(options.data), self.network.image_shape)
         elif labelled:
             chosen = open_labelled(source, split or "test", seed, world)
         else:
             chosen = open_images(source, split)
-        check(self.trained, chosen, options)
-        self.split: Split = replace(chosen.split, classes=self.trained.widths[-1])
-        self.classes = self.trained.classes or chosen.classes
-        self.part = evaluation_part(self.split, world)
-        self.scaler, self.model = _scaler(self.trained, chosen, options), network(self.trained, device)
+        check(self.network, chosen, options)
+        self.split: Split = replace(chosen.split, classes=self.network.widths[-1])
+        self.classes, self.scaler = self.network.classes or chosen.classes, _scaler(self.network, chosen, options)
+        self._build(options, source, world)
+        self.facts = saved.put_into(self.model)
+
+    def _build(self, options: ApplyOptions, source: DataOptions, world: Communicator) -> None:
+        """This rank's part of the network, and of the rows."""
+        node = world.node()
+        settle_threads(options.threads, node)
+        device = open_device(options.device, node.rank, options.precision)
+        self.grid = ProcessGrid(world.on(device), options.pipe, options.tensor)
+        self.model = open_model(device, self.network.widths, self.grid, 0.0, None, options.precision)
+        comm, self._sees = self.grid.data.on_host(), self.grid.pipe.rank == 0  # later stages look at labels alone
+        self.part = evaluation_part(self.split, comm)
         self._rows: Rows | None = None
         if not isinstance(self.split, PictureSplit):
-            self._rows = evaluation_rows(self.split, self.scaler, world, device, budget_of(source, node, device))
+            budget = budget_of(source, node, device)
+            self._rows = evaluation_rows(self.split, self.scaler, comm, device, budget, self._sees)
         node.free()
 
     def logits(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.int32]]]:
-        """(places in the split (B,), logits (B, classes), labels (B,)), block by block."""
-        for rows, start in self._portions():
-            for places, z, t in logits_of(self.model, rows):
+        """(places in the split (B,), logits (B, classes), labels (B,)) of this rank, block by block, each good until
+        the next; of the ranks that have a network together one gets them.
+        """
+        to_host = self.model.store.device.to_host
+        for rows, begin in self._portions():
+            for start, z_part, t in open_engine(self.model, rows, None).logits(rows):
+                z = self.model.all_classes(z_part)
                 if not np.isfinite(z).all():
                     raise InputError(
                         f"{self.split.path}: the network gives logits that are not finite: its training went bad"
                     )
-                yield start + places, z, t
+                if self.grid.speaks:
+                    yield np.arange(begin + start, begin + start + len(z)), z, to_host(t)
             rows.close()
+
+    def close(self) -> None:
+        """Give back what MPI lent; all ranks together."""
+        self.grid.free()
 
     def _portions(self) -> Iterator[tuple[Rows, int]]:
         """Rows and the place in the split where they begin: this rank's part, of pictures block by block."""
         if self._rows is not None:
             yield self._rows, self.part.start
             return
+        seen = self.split if self._sees else self.split.without_images()
         for start in range(self.part.start, self.part.stop, EVALUATION_ROWS):
             block = range(start, min(start + EVALUATION_ROWS, self.part.stop))
-            yield Rows(*self.split.read(block), self.scaler, self.model.store.device), start
+            yield Rows(*seen.read(block), self.scaler, self.model.store.device), start
 
 
-def check(trained: Trained, chosen: Selection, options: ApplyOptions) -> None:
+def check(trained: About, chosen: Selection, options: ApplyOptions) -> None:
     """Raise InputError, with both sides, where the rows are not what the network was made for."""
     takes, found = trained.widths[0], prod(chosen.split.shape)
     if takes != found:
@@ -128,9 +161,9 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _source(options: ApplyOptions, labels: str | None, checkpoint: Checkpoint | None) -> DataOptions:
+def _source(options: ApplyOptions, labels: str | None, saved: Saved) -> DataOptions:
     """Where the rows are: of the file that was trained on, as they were then."""
-    trained_on = checkpoint.config["data"] if checkpoint else {}
+    trained_on = saved.facts["config"]["data"] if saved.facts else {}
     if trained_on.get("data") != options.data:
         trained_on = {}
     images = options.images or (trained_on.get("images") if labels is None else None)
@@ -144,7 +177,7 @@ def _source(options: ApplyOptions, labels: str | None, checkpoint: Checkpoint | 
     )
 
 
-def _scaler(trained: Trained, chosen: Selection, options: ApplyOptions) -> Scaler:
+def _scaler(trained: About, chosen: Selection, options: ApplyOptions) -> Scaler:
     """The network's own standardisation, else that of the file."""
     mean, std = (trained.mean, trained.std) if trained.mean is not None else (chosen.mean, chosen.std)
     if mean is None or std is None:

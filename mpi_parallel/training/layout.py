@@ -23,7 +23,7 @@ def open_model(
     widths: Sequence[int],
     grid: ProcessGrid,
     dropout: float,
-    seed: int,
+    seed: int | None,
     precision: str = "float32",
     whole_layers: bool = False,
 ) -> MLP | ModelPart:

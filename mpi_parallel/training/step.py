@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.layers import Ready, See
 from mpi_parallel.nn.learning_rate import learning_rate
-from mpi_parallel.nn.mlp import Network
+from mpi_parallel.nn.mlp import Block, Network
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import SAVE, STOP, Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
@@ -39,6 +39,9 @@ class Engine(Protocol):
     def score(self, rows: Rows, see: See | None = None) -> tuple[float, int, int]:
         """Summed loss, number correct and number of these rows, without dropout; where the model is split, on the
         rank that speaks for it (ProcessGrid.speaks). There `see` is shown the logits and labels of all rows."""
+
+    def logits(self, rows: Rows) -> Iterator[Block]:
+        """These rows in their order, without dropout, on the ranks that have logits; a block is good until the next."""
 
 
 class Merger(Protocol):

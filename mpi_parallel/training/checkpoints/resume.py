@@ -6,20 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError, flag
-from mpi_parallel.training.checkpoints.checkpoint import CheckpointFile, bytes_of, parameter_shapes
+from mpi_parallel.training.checkpoints.checkpoint import CheckpointFile
 from mpi_parallel.training.checkpoints.job import checkpoints
-from mpi_parallel.training.checkpoints.slices import pieces_of
+from mpi_parallel.training.checkpoints.reading import fill, open_together
 from mpi_parallel.training.checkpoints.state import WEIGHTS, flat_arrays, stand
 from mpi_parallel.training.log import logger
 
 if TYPE_CHECKING:
     from mpi_parallel.training.run import Run
 
-AUTO = "auto"
+ASKED, AUTO = "--resume", "auto"
 # Options that make the sequence of weights; what only says how long, how fast and where may change.
 BINDING = {
     "data": ("validation", "shift", "flip", "erase"),
@@ -41,7 +39,7 @@ def find(run: Run, facts: dict[str, Any]) -> Path | None:
     if asked is None:
         return None
     try:
-        file = _newest(folder, run.comm) if asked == AUTO else open_together(Path(asked), run.comm)
+        file = _newest(folder, run.comm) if asked == AUTO else open_together(Path(asked), run.comm, ASKED)
         if file is None:
             logger.info("no checkpoint in %s yet: starting anew", folder)
             return None
@@ -65,29 +63,13 @@ def take_up(run: Run, path: Path) -> None:
     logger.info("going on from %s: step %d, epoch %d", path, run.step, run.epochs + 1)
 
 
-def open_together(path: Path, comm: Communicator) -> CheckpointFile:
-    """Open a checkpoint on all ranks, each of which verifies a part. Raises InputError on all where it is not whole."""
-    file, complaint = None, ""
-    try:
-        file = CheckpointFile(path)
-        file.verify(comm.rank, comm.size)
-    except InputError as error:
-        complaint = str(error)
-    complaint = next((text for text in comm.gather_text(complaint) if text), "")
-    if complaint or file is None:
-        if file is not None:
-            file.close()
-        raise InputError(f"--resume {complaint}")
-    return file
-
-
 def _newest(folder: Path, comm: Communicator) -> CheckpointFile | None:
     """The newest whole checkpoint of a folder; None where there are none at all. Warns of those that are damaged."""
     mine = [path.name for path in checkpoints(folder)] if comm.rank == 0 else []
     names = comm.gather_text("\n".join(mine))[0].split()
     for name in names:
         try:
-            return open_together(folder / name, comm)
+            return open_together(folder / name, comm, ASKED)
         except InputError as error:
             if comm.rank == 0:
                 logger.warning("%s; trying the one before", error)
@@ -127,14 +109,9 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[
 def _load(run: Run, file: CheckpointFile) -> None:
     """Put this rank's parts of the arrays into the run: all of its weights, and the optimizer's state that it owns."""
     store = run.engine.store
-    places, names = run.engine.model.places(), list(parameter_shapes(run.engine.model.widths))
     for kind, array in flat_arrays(run).items():
         span = slice(0, store.size) if kind == WEIGHTS else run.merger.owned
-        values = np.zeros(span.stop - span.start, np.float32)
-        data = bytes_of(values)
-        for piece in pieces_of(places, span, names):
-            file.fill(piece, f"{kind}/{names[piece.array]}", data[piece.local : piece.local + piece.size])
-        array[span] = store.device.to_device(values)
+        fill(file, kind, run.engine.model, span, array[span], store.device)
 
 
 def _leave_out(folder: Path, path: Path, step: int) -> None:

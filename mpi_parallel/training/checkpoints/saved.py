@@ -2,30 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpi_parallel.device import Device
 from mpi_parallel.exchange.registry import READERS, reader_of
-from mpi_parallel.exchange.trained import Trained
-from mpi_parallel.nn.mlp import MLP, weights_sha256
+from mpi_parallel.exchange.trained import About, Trained
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.nn.mlp import Network, weights_sha256
 from mpi_parallel.options import InputError
-from mpi_parallel.training.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from mpi_parallel.training.checkpoints.checkpoint import Checkpoint, CheckpointFile, read_checkpoint
 from mpi_parallel.training.checkpoints.job import BEST, checkpoints
+from mpi_parallel.training.checkpoints.reading import fill, open_together
+from mpi_parallel.training.checkpoints.state import WEIGHTS
 
 
-def load(path: str | Path) -> tuple[Trained, Checkpoint | None]:
-    """The network, and the checkpoint where it came from one. Raises InputError."""
+@dataclass(frozen=True)
+class Saved:
+    """A trained network in a file: what it is, and weights of which a rank takes its parts."""
+
+    path: Path
+    about: About
+    facts: Mapping[str, Any]  # of the run, where it is a checkpoint
+    source: CheckpointFile | Trained  # other programs' files are read whole
+
+    def put_into(self, model: Network) -> dict[str, str]:
+        """Give the network these weights, once; where they come from. Ranks that have its parts call this together."""
+        store = model.store
+        if isinstance(self.source, CheckpointFile):
+            with self.source as file:
+                fill(file, WEIGHTS, model, slice(0, store.size), store.weights, store.device)
+        else:
+            put(self.source, model)
+        return _origin(self.path, model.pieces(), self.facts.get("step"))
+
+
+def open_saved(path: str | Path, comm: Communicator, asked: str) -> Saved:
+    """The network that the option `asked` names; all ranks together. Raises InputError."""
     found = find(Path(path))
     read = reader_of(found)
     if read is not None:
         trained = read(found)
-        return replace(trained, facts=_origin(found, trained)), None
-    checkpoint = read_checkpoint(found)
-    return of_checkpoint(checkpoint), checkpoint
+        return Saved(found, trained.about, {}, trained)
+    file = open_together(found, comm, asked)
+    facts, classes = file.facts, file.facts["classes"]
+    about = About(
+        tuple(facts["widths"]), file.read("scaling/mean"), file.read("scaling/std"), tuple(facts["image_shape"]),
+        None if classes is None else tuple(classes),
+    )  # fmt: skip
+    return Saved(found, about, facts, file)
+
+
+def load(path: str | Path) -> Trained:
+    """The whole network in this process's memory. Raises InputError."""
+    found = find(Path(path))
+    read = reader_of(found)
+    if read is not None:
+        trained = read(found)
+        return replace(trained, facts=_origin(found, trained.weights()))
+    return of_checkpoint(read_checkpoint(found))
 
 
 def find(path: Path) -> Path:
@@ -50,21 +90,18 @@ def of_checkpoint(checkpoint: Checkpoint) -> Trained:
     weights = checkpoint.weights
     layers = [(weights[f"W{n}"], weights[f"b{n}"]) for n in takewhile(lambda n: f"W{n}" in weights, count())]
     trained = Trained(layers, checkpoint.mean, checkpoint.std, checkpoint.image_shape, checkpoint.classes)
-    return replace(trained, facts=_origin(checkpoint.path, trained) | {"step": str(checkpoint.facts["step"])})
+    return replace(trained, facts=_origin(checkpoint.path, trained.weights(), checkpoint.facts["step"]))
 
 
-def _origin(path: Path, trained: Trained) -> dict[str, str]:
-    return {"checkpoint": str(path), "weights_sha256": weights_sha256(trained.weights())}
+def _origin(path: Path, weights: Iterable[NDArray[np.float32]], step: int | None = None) -> dict[str, str]:
+    """Where weights come from, as files that are made of them tell."""
+    facts = {"checkpoint": str(path), "weights_sha256": weights_sha256(weights)}
+    return facts if step is None else facts | {"step": str(step)}
 
 
-def network(trained: Trained, device: Device) -> MLP:
-    """The network on a device."""
-    model = MLP(device, trained.widths)
-    for name, array in zip(names(trained), trained.weights(), strict=True):
-        model.store.parameters[name].value[...] = device.to_device(np.ascontiguousarray(array))
-    return model
-
-
-def names(trained: Trained) -> list[str]:
-    """W0, b0, W1, ... in the order of `Trained.weights`."""
-    return [f"{kind}{number}" for number in range(len(trained.layers)) for kind in "Wb"]
+def put(trained: Trained, model: Network) -> None:
+    """Give the network these weights, or this rank's part of it its part of them."""
+    for place in model.places():
+        kind, number = place.name[0], int(place.name[1:])
+        part = np.ascontiguousarray(trained.layers[number]["Wb".index(kind)][place.index])
+        place.parameter.value[...] = model.store.device.to_device(part).reshape(place.parameter.value.shape)

@@ -23,20 +23,17 @@ def start(run: Run) -> None:
     path = run.config.run.start
     if path is None:
         return
-    from mpi_parallel.training.checkpoints.saved import load, names  # here, because most runs start anew
+    from mpi_parallel.training.checkpoints.saved import open_saved  # here, because most runs start anew
 
-    trained, _ = load(path)
+    saved = open_saved(path, run.comm, "--start")
+    trained = saved.about
     here, there = (" - ".join(map(str, widths)) for widths in (run.engine.model.widths, trained.widths))
     if here != there:
         hidden = " ".join(map(str, trained.widths[1:-1]))
         raise InputError(
             f"--start {path}: the network there is {there} and here {here}; --hidden {hidden} makes its layers"
         )
-    weights = dict(zip(names(trained), trained.weights(), strict=True))
-    device = run.engine.store.device
-    for place in run.engine.model.places():
-        part = np.ascontiguousarray(weights[place.name][place.index])
-        place.parameter.value[...] = device.to_device(part).reshape(place.parameter.value.shape)
+    facts = saved.put_into(run.engine.model)
     run.comm.meet()  # ranks that share weights have all written theirs, which are the same
     scaler = run.training.scaler
     if trained.mean is None or trained.std is None:
@@ -46,4 +43,4 @@ def start(run: Run) -> None:
         > TOLERANCE
     ):
         logger.warning("--start %s was trained on images that were standardised in another way than these", path)
-    logger.info("started from the weights in %s, SHA-256 %s", path, trained.facts["weights_sha256"])
+    logger.info("started from the weights in %s, SHA-256 %s", path, facts["weights_sha256"])
