@@ -31,7 +31,8 @@ from mpi_parallel.result_merging.buckets import Buckets
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.registry import MERGERS
 from mpi_parallel.training.banner import library
-from mpi_parallel.training.captured import CapturedSteps, why_not
+from mpi_parallel.training.captured import CapturedSteps
+from mpi_parallel.training.pacing import why_not
 from mpi_parallel.training.step import train_step
 
 SENTENCE = (
@@ -113,13 +114,15 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
 
 
 class Numbered:
-    """Captured steps, one after the other, numbered as a run would."""
+    """Captured steps, one after the other, numbered as a run would, and as far ahead."""
 
     def __init__(self, steps: CapturedSteps) -> None:
         self.steps, self.number = steps, 0
 
     def __call__(self, batch: Batch) -> None:
-        self.steps(batch, self.number)
+        self.steps.begin(batch, self.number)
+        if self.number >= self.steps.ahead:
+            self.steps.end()
         self.number += 1
 
 

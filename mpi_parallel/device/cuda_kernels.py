@@ -131,12 +131,12 @@ class CudaKernels(Expressions):
     def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None:
         self._launch("deal", 1, (THREADS,), index_N, keys_N, cursor, np.int64(len(index_B)), index_B, keys_B)
 
-    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule) -> None:
+    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None:
         base, cosine, *rest = schedule
+        rows, width = map(np.int32, told.shape)
         self._launch(
-            "advance", 1, (1,), pace, tail, np.int32(len(tail) - 1), NULL if squares is None else squares,
-            np.float64(base), np.int32(cosine),
-            *map(np.float64, rest),
+            "advance", 1, (32,), pace, tail, np.int32(len(tail) - 1), NULL if squares is None else squares,
+            np.float64(base), np.int32(cosine), *map(np.float64, rest), np.uint64(told.ctypes.data), rows, width,
         )  # fmt: skip
 
     def sum_slots(self, out: Array, slots_SN: Array) -> None:

@@ -18,6 +18,7 @@ from mpi_parallel.device.interface import (
     BEGUN,
     CORRECTION,
     GOOD,
+    HELD,
     LOSS_SCALE,
     RATE,
     ROOT,
@@ -200,13 +201,18 @@ class Expressions:
         index_B[...], keys_B[...] = index_N[first : first + len(index_B)], keys_N[first : first + len(keys_B)]
         cursor += len(index_B)
 
-    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule) -> None:
+    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None:
         """The pace of the step with this merged tail (nn/store.py) and sum of squared gradients.
 
-        One that is not finite gets the scale NaN, counts as begun but not as taken, and halves the loss's factor.
+        One that is not finite gets the scale NaN, counts as begun but not as taken, and halves the loss's factor; where
+        that is not to blame, steps behind it get NaN and count as nothing. `told` (T, tail and pace) float64 is pinned
+        memory of the host: the k-th step that is begun leaves tail and pace in its row k mod T.
         """
         loss, count, bad = float(tail[0]), float(tail[2]), float(tail[-1])
         p = [float(pace[k]) for k in range(len(pace))]
+        if p[HELD]:
+            pace[SCALE] = math.nan
+            return
         finite = math.isfinite(loss + bad) and (squares is None or math.isfinite(float(squares[0])))
         mean = 1 / (max(1.0, count) * p[LOSS_SCALE])
         if schedule.clip and squares is not None and finite:
@@ -221,6 +227,9 @@ class Expressions:
         pace[SCALE], pace[RATE], pace[ROOT] = mean if finite else math.nan, rate, root
         pace[CORRECTION] = root / (1 - schedule.beta1 ** max(1.0, t))
         pace[LOSS_SCALE], pace[GOOD], pace[TAKEN], pace[BEGUN] = loss_scale, good, t, p[BEGUN] + 1
+        pace[HELD] = not finite and not (growing and math.isfinite(loss) and p[LOSS_SCALE] > 1)
+        row = told[int(p[BEGUN]) % len(told)]
+        row[: len(tail)], row[len(tail) :] = tail, pace
 
     def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None:
         """w -= alpha (scale g + l2 w), where g is the sum of its slots in their order, as in all update rules."""

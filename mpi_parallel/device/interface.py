@@ -16,9 +16,10 @@ Meet = Callable[[Array, int, int, int, int, int], bool]
 
 # What a pace array (PACE,) float64 in the device's memory holds, so that a captured step needs nothing from the host:
 # the factor of the summed gradient (NaN: leave the weights alone), the learning rate, Adam's two bias corrections, the
-# factor of the loss, steps in a row that were finite, steps taken, and steps that were begun.
-SCALE, RATE, CORRECTION, ROOT, LOSS_SCALE, GOOD, TAKEN, BEGUN = range(8)
-PACE = 8
+# factor of the loss, steps in a row that were finite, steps taken, steps that were begun, and whether one went bad that
+# the factor does not explain: then the device holds, and begins none, until the host has looked into it.
+SCALE, RATE, CORRECTION, ROOT, LOSS_SCALE, GOOD, TAKEN, BEGUN, HELD = range(9)
+PACE = 9
 
 
 class Pace(NamedTuple):
@@ -104,7 +105,7 @@ class Kernels(Protocol):
 
     def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None: ...
 
-    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule) -> None: ...
+    def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None: ...
 
     def sum_slots(self, out: Array, slots_SN: Array) -> None: ...
 
@@ -210,7 +211,10 @@ class Device(Protocol):
         """
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array of zeros in the host's memory that the device copies to and from without a detour."""
+        """An array of zeros in the host's memory that the device copies to and from without a detour.
+
+        Kernels that say so write to it as to their own memory.
+        """
 
     def fetch(self, array: Array, pinned: NDArray[Any]) -> None:
         """Begin to copy the array there, behind the work that was started; may be captured."""

@@ -18,6 +18,7 @@ class Flat(Merger):
         """Gradients travel as numbers of the format `wire`, the tail in float32."""
         super().__init__(store, comm)
         self.wire = Wire(comm, store.size, wire)
+        self.relays = comm.size == 1  # one rank has nothing to send
 
     def merge(self) -> Totals:
         """Sum gradients and tail over the ranks."""

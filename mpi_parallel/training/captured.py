@@ -2,38 +2,42 @@
 
     front   deal the batch, gather, forward, backward, send            what train_step has the engine and the merger do
     host    exchange                                                   only where ranks merge by way of the host
-    back    receive, norm, advance the pace, optimizer, fetch          what it has the merger and the optimizer do
+    back    receive, norm, advance the pace and tell, optimizer        what it has the merger and the optimizer do
 
 Without an exchange the two are one graph. The learning rate, the counts of steps, the scale of the loss and the place
 in the order of samples are in the device's memory, where the device itself carries them on, so a replay needs nothing
-from the host. A step is captured when one of its shape has found all its memory in the workspace; until then, and with
---no-graphs always, the same calls are made one by one.
+from the host, and the next one is launched before the host has heard of the last (training/ahead.py). What came of a
+step the device writes into a row of the host's memory that is not used again before it was read.
+
+A step is captured when one of its shape has found all its memory in the workspace; until then, and with --no-graphs
+always, the same calls are made one by one.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import Array
-from mpi_parallel.device.interface import BEGUN, GOOD, LOSS_SCALE, PACE, SCALE, TAKEN, Schedule
-from mpi_parallel.nn.mlp import MLP
-from mpi_parallel.nn.optimizers import LAMB, Optimizer
+from mpi_parallel.device.interface import BEGUN, GOOD, HELD, LOSS_SCALE, PACE, SCALE, TAKEN, Schedule
+from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.precision import PATIENCE
 from mpi_parallel.nn.store import SAVE, STOP, TAIL
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
+from mpi_parallel.training.ahead import Steps
 from mpi_parallel.training.log import logger
-from mpi_parallel.training.step import Engine, HostSteps, Take
-from mpi_parallel.training.step import Merger as StepMerger
 
 NOT_CAPTURED = "no CUDA graphs: not all products are by cublasLt, and those of CuPy cannot be captured"
+
+AHEAD = 2  # steps that may be under way when another is begun: a pause of the host is then none of the device
 
 Work = Callable[[], None]
 
@@ -49,13 +53,31 @@ class Shape:
     memory: Array | None = None  # what the graphs compute in, which they must outlive
 
 
-class CapturedSteps:
+class Begun(NamedTuple):
+    """A step that is under way, as it was asked for, and what waits for its end."""
+
+    batch: Batch
+    number: int
+    stop: bool
+    save: bool
+    wait: Work
+
+
+class CapturedSteps(Steps):
     """Takes steps of a replica, by replaying what the device did before wherever that is possible."""
 
     def __init__(
-        self, engine: Replica, merger: Merger, optimizer: Optimizer, schedule: Schedule, graphs: bool, begun: int = 0
+        self,
+        engine: Replica,
+        merger: Merger,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        graphs: bool,
+        begun: int = 0,
+        ahead: int = AHEAD,
     ) -> None:
         """`begun` steps have been taken or skipped before; the optimizer and the loss scale know their own state."""
+        self.ahead = ahead
         store = engine.store
         self.engine, self.merger, self.optimizer, self.graphs = engine, merger, optimizer, graphs
         self.store, self.device, self.scale = store, store.device, store.loss_scale
@@ -72,16 +94,35 @@ class CapturedSteps:
         self._at = 0  # where the cursor stands
         self._asked = self.device.pinned((2,), np.float32)  # for tail[STOP] and tail[SAVE]
         self._last = False, False  # what was asked for then
-        self._tail = self.device.pinned((TAIL,), np.float32)
-        self._pace = self.device.pinned((PACE,), np.float64)
+        self._told = self.device.pinned((ahead + 1, TAIL + PACE), np.float64)
+        self._under_way: deque[Begun] = deque()
+        self._held: list[Begun] | None = None  # steps that were begun behind one that went bad, and not taken
         self._shapes: dict[int, Shape] = {}
 
-    def __call__(self, batch: Batch, number: int, stop: bool = False, save: bool = False) -> Totals:
-        """One synchronised step, as train_step takes it; it is the one `number`, from 0."""
+    def begin(self, batch: Batch, number: int, stop: bool = False, save: bool = False) -> None:
+        self._let_go()
+        self._begin(batch, number, stop, save)
+
+    def end(self) -> Totals:
+        self._let_go()
+        clock, step = self.engine.clock, self._under_way.popleft()
+        clock.enter("compute", "await")
+        step.wait()
+        clock.enter("other")
+        totals = self._read(step)
+        if not (totals.finite or totals.skipped):
+            self._held = list(self._under_way)
+            self._under_way.clear()
+        return totals
+
+    def _begin(self, batch: Batch, number: int, stop: bool, save: bool) -> None:
+        assert len(self._under_way) <= self.ahead
+        if (stop, save) != self._last:
+            if self._under_way:
+                self._under_way[-1].wait()  # these steps are still to read what was asked before
+            self._asked[:] = self._last = stop, save
         self._follow(batch)
         shape = self._shapes.get(len(batch.index)) or self._meet(len(batch.index))
-        if (stop, save) != self._last:
-            self._asked[:] = self._last = stop, save
         clock = self.engine.clock
         clock.enter("compute")
         first, *rest = self._works(shape)
@@ -94,9 +135,18 @@ class CapturedSteps:
             work()
         if shape.captured is None:
             shape.memory = self.engine.workspace.settled
-        self.device.mark()()
+        self._under_way.append(Begun(batch, number, stop, save, self.device.mark()))
         clock.enter("other")
-        return self._told(number)
+
+    def _let_go(self) -> None:
+        """Where the device holds since a step went bad: have it go on, with the steps that it did not take."""
+        if self._held is None:
+            return
+        held, self._held = self._held, None
+        self.pace[HELD : HELD + 1].fill(0)
+        self._at = -1  # they have moved the cursor
+        for step in held:
+            self._begin(step.batch, step.number, step.stop, step.save)
 
     @property
     def replays(self) -> bool:
@@ -140,11 +190,9 @@ class CapturedSteps:
         if self.squares is not None:
             kernels.squares(store.gradients[self.merger.owned], self.squares)
             self.merger.total_on_device(self.squares)
-        kernels.advance(self.pace, store.tail, self.squares, self.schedule)
+        kernels.advance(self.pace, store.tail, self.squares, self.schedule, self._told)
         self.optimizer.apply(self.merger.owned, self.pace)
         self.merger.publish()
-        self.device.fetch(store.tail, self._tail)
-        self.device.fetch(self.pace, self._pace)
 
     def _follow(self, batch: Batch) -> None:
         """Have the order that the batch is cut from in memory that stays, and the cursor where the batch begins."""
@@ -163,46 +211,14 @@ class CapturedSteps:
             self.cursor.fill(start)
         self._at = start + len(batch.index)
 
-    def _told(self, number: int) -> Totals:
+    def _read(self, step: Begun) -> Totals:
         """What came of the step, and the counts that the host keeps, too."""
-        # Plain numbers: what is done here the GPU waits for.
-        loss, correct, count, stop, save, _ = self._tail.tolist()
-        pace = self._pace.tolist()
+        row = self._told[step.number % len(self._told)].tolist()
+        (loss, correct, count, stop, save, _), pace = row[:TAIL], row[TAIL:]
         finite = not math.isnan(pace[SCALE])
         skipped = self.scale.update(finite, loss)
         self.optimizer.steps = int(pace[TAKEN])
-        assert (pace[BEGUN], pace[LOSS_SCALE]) == (number + 1, self.scale.value)
-        asked_to_stop, asked_to_save = self._last
-        flags = stop > 0 or asked_to_stop, finite, skipped, save > 0 or asked_to_save
+        assert (pace[BEGUN], pace[LOSS_SCALE]) == (step.number + 1, self.scale.value)
+        assert bool(pace[HELD]) == (not finite and not skipped)
+        flags = stop > 0 or step.stop, finite, skipped, save > 0 or step.save
         return Totals(loss, int(correct), int(count), *flags)
-
-
-def open_steps(
-    engine: Engine, merger: StepMerger, optimizer: Optimizer, options: TrainConfig, total: int, begun: int = 0
-) -> Take:
-    """Who takes the steps of a run of `total`, of which `begun` are behind: the device, or the host call by call."""
-    rule, device = options.optimizer, engine.store.device
-    if device.kind != "cpu":
-        reason = why_not(engine, merger, optimizer, options.groups is not None)
-        if reason is None:
-            assert isinstance(engine, Replica)
-            assert isinstance(merger, Merger)
-            schedule = Schedule(rule.lr, rule.schedule == "cosine", rule.warmup, total, rule.clip_norm)
-            return CapturedSteps(engine, merger, optimizer, schedule, options.device.graphs, begun)
-        logger.info("no CUDA graphs: %s", reason)
-    return HostSteps(engine, merger, optimizer, rule, total)
-
-
-def why_not(engine: Engine, merger: StepMerger, optimizer: Optimizer, grouped: bool) -> str | None:
-    """Why a device cannot take the steps at its own pace; None where it can."""
-    if not (isinstance(engine, Replica) and isinstance(engine.model, MLP) and isinstance(merger, Merger)):
-        return "the model is split over ranks, which talk within a step"
-    if grouped:
-        return "--reproducible keeps groups of rows apart"
-    if not merger.relays:
-        return f"--merge {merger.name} leaves the sums to MPI"
-    if isinstance(optimizer, LAMB) and merger.owned != slice(0, engine.store.size):
-        return "lamb sums norms over the ranks that own shares of a layer"
-    if not engine.rows.steady:
-        return "the host streams the rows, or --shift, --flip or --erase change them"
-    return None

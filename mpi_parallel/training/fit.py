@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,15 @@ from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import weights_sha256
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores, score
 from mpi_parallel.training import closing
-from mpi_parallel.training.captured import open_steps
+from mpi_parallel.training.ahead import Steps, in_order
 from mpi_parallel.training.faults.bad_numbers import LISTED, diagnose
-from mpi_parallel.training.faults.replicas import differing
+from mpi_parallel.training.faults.replicas import compares_replicas, replicas_differ
 from mpi_parallel.training.faults.signals import StopRequest
 from mpi_parallel.training.faults.time_limit import time_limit_of
 from mpi_parallel.training.log import logger
+from mpi_parallel.training.pacing import open_steps
 from mpi_parallel.training.progress import duration, open_progress
 from mpi_parallel.training.run import Run
-from mpi_parallel.training.step import Take
 
 FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses
 STATUSES = {"not-finite": DIVERGED, "signal": STOPPED, "time-limit": STOPPED, "replicas-differ": DIFFERENT}
@@ -38,7 +39,7 @@ def fit(run: Run) -> int:
     progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0, run.config.batch.batch_size)
     run.folder.show_through(progress)
     reason, run.patience.epochs = "finished", run.config.run.early_stop
-    take = open_steps(run.engine, run.merger, run.optimizer, run.config, run.total_steps, run.step)
+    steps = open_steps(run.engine, run.merger, run.optimizer, run.config, run.total_steps, run.step)
     try:
         with np.errstate(all="ignore"):  # what overflows is found by the step's own check
             run.legacy.keep(run)
@@ -46,7 +47,7 @@ def fit(run: Run) -> int:
                 run.before = run.sums[2]
                 reason = _end_epoch(run)
             while run.step < run.total_steps and reason == "finished":
-                reason = _train_epoch(run, take, progress, stop)
+                reason = _train_epoch(run, steps, progress, stop)
                 if reason == "finished":
                     reason = _end_epoch(run)
             return _end(run, reason)
@@ -59,23 +60,27 @@ def fit(run: Run) -> int:
         stop.restore()
 
 
-def _train_epoch(run: Run, take: Take, progress: Any, stop: StopRequest) -> str:
+def _train_epoch(run: Run, steps: Steps, progress: Any, stop: StopRequest) -> str:
     """Take the steps of one epoch; why they ended."""
-    batch = run.config.batch
-    clock = run.engine.clock
+    batch, clock, saver = run.config.batch, run.engine.clock, run.saver
     clock.reset()
     first = run.step - run.epochs * run.steps_per_epoch  # not 0 where a run goes on in mid-epoch
     run.sums = run.sums if first else [0.0, 0.0, 0.0]
     run.before = run.sums[2]
     clock.step = run.step + 1
     PULSE.enter(f"epoch {run.epochs + 1}")
-    total = run.total_steps
-    for part in clock.booked("data", run.training.epoch(run.epochs, batch.batch_size, first), "order"):
-        if run.step >= total:
-            break
-        PULSE.take(run.step + 1)
-        asked, save = stop.before_step(run.saver.took), run.saver.due()
-        totals = take(part, run.step, asked, save)
+    parts = clock.booked("data", run.training.epoch(run.epochs, batch.batch_size, first), "order")
+
+    def before(number: int) -> tuple[bool, bool]:
+        clock.step = number + 1
+        PULSE.take(number + 1)
+        return stop.before_step(saver.took, steps.ahead), saver.due()
+
+    def rests(taken: int) -> bool:
+        return saver.wants(taken) or compares_replicas(run, taken)
+
+    left = islice(parts, run.total_steps - run.step)
+    for part, totals in in_order(steps, left, run.step, before, rests):
         bad = not (totals.finite or totals.skipped)
         if bad and _too_bad(run, part, totals):
             return "not-finite"
@@ -87,9 +92,9 @@ def _train_epoch(run: Run, take: Take, progress: Any, stop: StopRequest) -> str:
             run.sums = [run.sums[0] + totals.loss, run.sums[1] + totals.correct, run.sums[2] + totals.count]
         run.legacy.keep(run)
         progress.step(run.step, run.sums[0] / max(1.0, run.sums[2]))
-        if _replicas_differ(run):
+        if replicas_differ(run):
             return "replicas-differ"
-        run.saver.after_step(run, totals.save)
+        saver.after_step(run, totals.save)
         if totals.stop:
             return stop.reason
     return "finished"
@@ -108,20 +113,6 @@ def _too_bad(run: Run, batch: Batch, totals: Totals) -> bool:
         "".join(f"\n  {place}" for place in places[:LISTED]),
     )  # fmt: skip
     return ends
-
-
-def _replicas_differ(run: Run) -> bool:
-    """Whether it is time to compare the copies of the weights, and they are not the same."""
-    every = run.config.run.check_replicas
-    if not every or run.step % every:
-        return False
-    mine = differing(run.engine.store, run.optimizer, run.merger.owned, run.training.comm, run.comm.rank)
-    told = list(dict.fromkeys(text for text in run.comm.gather_text(mine) if text))
-    for text in told:
-        run.folder.tell(
-            logging.ERROR, "step %d: the copies of the weights are not the same any more: %s", run.step, text
-        )
-    return bool(told)
 
 
 def _end_epoch(run: Run) -> str:

@@ -23,8 +23,9 @@ from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.metrics import Score, score
+from mpi_parallel.training.ahead import Steps, in_order
 from mpi_parallel.training.banner import settle_threads
-from mpi_parallel.training.step import HostSteps
+from mpi_parallel.training.pacing import open_steps
 
 
 def learn(
@@ -51,21 +52,21 @@ def learn(
         merger = open_merger(config.parallel.merge, model.store, comm, update, config.groups).merger
         lent.callback(merger.close)
         total = batch.epochs * training.steps(batch.batch_size)
-        take = HostSteps(engine, merger, update(model.store), rule, total)
-        history = list(_epochs(training, take, config))
+        steps = open_steps(engine, merger, update(model.store), config, total)
+        history = list(_epochs(training, steps, config))
         weights = [array.copy() for array in model.weights()]
     layers = list(zip(weights[::2], weights[1::2], strict=True))
     return Trained(layers, training.scaler.mean, training.scaler.std), history
 
 
-def _epochs(training: TrainingRows, take: HostSteps, config: TrainConfig) -> Iterator[Score]:
+def _epochs(training: TrainingRows, steps: Steps, config: TrainConfig) -> Iterator[Score]:
     """Train; the score of each epoch."""
     step = 0
     with np.errstate(all="ignore"):  # what overflows is found by the step's own check
         for epoch in range(config.batch.epochs):
             sums = np.zeros(3)
-            for part in training.epoch(epoch, config.batch.batch_size):
-                totals = take(part, step)
+            batches = training.epoch(epoch, config.batch.batch_size)
+            for _, totals in in_order(steps, batches, step):
                 if not (totals.finite or totals.skipped):
                     raise InputError(
                         f"training went bad in step {step + 1}: loss {totals.loss}; lower lr, {config.optimizer.lr}"

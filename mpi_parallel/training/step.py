@@ -19,8 +19,7 @@ from mpi_parallel.nn.mlp import Block, Network
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import SAVE, STOP, Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
-
-Take = Callable[[Batch, int, bool, bool], Totals]  # the step of this batch and number; asked to stop, to save
+from mpi_parallel.training.ahead import Steps
 
 
 class Engine(Protocol):
@@ -121,8 +120,8 @@ def _scale(merger: Merger, terms: float, clip_norm: float) -> float:
     return mean * min(1.0, clip_norm / max(merger.norm() * mean, 1e-30))
 
 
-class HostSteps:
-    """Takes the steps of a run of `total`, at the pace that the options tell."""
+class HostSteps(Steps):
+    """Takes the steps of a run of `total`, at the pace that the options tell, and each to its end."""
 
     def __init__(
         self, engine: Engine, merger: Merger, optimizer: Optimizer, options: OptimizerOptions, total: int
@@ -130,8 +129,11 @@ class HostSteps:
         self.engine, self.merger, self.optimizer = engine, merger, optimizer
         self.options, self.total = options, total
 
-    def __call__(self, batch: Batch, number: int, stop: bool = False, save: bool = False) -> Totals:
-        """The step `number`, from 0."""
+    def begin(self, batch: Batch, number: int, stop: bool = False, save: bool = False) -> None:
         rule = self.options
         rate = learning_rate(number, base=rule.lr, schedule=rule.schedule, warmup=rule.warmup, total=self.total)
-        return train_step(self.engine, batch, self.merger, self.optimizer, rate, rule.clip_norm, stop, save)
+        parts = self.engine, batch, self.merger, self.optimizer
+        self._totals = train_step(*parts, rate, rule.clip_norm, stop, save)
+
+    def end(self) -> Totals:
+        return self._totals

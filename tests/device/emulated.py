@@ -4,12 +4,14 @@
 
 `cupy.events` tells what was done: ("launch", name), ("copy", bytes), ("allocate", bytes), ("wait",), ("replay", count).
 Within a capture launches and copies are recorded and not done, and whatever CUDA or our own rules forbid there raises.
+With `late` a stream does nothing before somebody waits for it: what the host reads or overwrites too early shows.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -35,14 +37,16 @@ class Emulated(StrictModule):
 
     __version__ = "14.2.0"
 
-    def __init__(self, gpus: int = 1, memory: int = 8 << 30) -> None:
+    def __init__(self, gpus: int = 1, memory: int = 8 << 30, late: bool = False) -> None:
         super().__init__()
+        self.late = late
+        self.kept: list[Any] = []  # arrays that late work may be about, as a pool of memory would keep them
         self.events: list[tuple[Any, ...]] = []
         self.used: list[int] = []
         self.memory = memory
-        self.streams: set[int] = set()
+        self.streams: dict[int, Stream] = {}
         self.recorded: list[list[tuple[Any, ...]]] = []  # the events of each capture
-        self.current = SimpleNamespace(recording=None, ptr=0)
+        self.current: Any = SimpleNamespace(recording=None, ptr=0, give=lambda work: work())
         self.RawModule = lambda **keywords: Module(self, **keywords)
         self.cuda = self._cuda(gpus)
 
@@ -53,15 +57,22 @@ class Emulated(StrictModule):
     def asnumpy(self, array: StrictArray, stream: Any = None) -> np.ndarray:
         self._not_captured("a copy that waits")
         self.events.append(("wait",))
+        self.catch_up()
         return array._values.copy()
 
-    def do(self, event: tuple[Any, ...], work: Callable[[], None]) -> None:
-        """Now, or at each replay of what is being captured."""
-        if self.current.recording is not None:
-            self.current.recording.append((event, work))
+    def do(self, event: tuple[Any, ...], work: Callable[[], None], stream: int | None = None) -> None:
+        """On its stream, or at each replay of what is being captured there."""
+        where = self.current if stream is None else self.streams[stream]
+        if where.recording is not None:
+            where.recording.append((event, work))
             return
         self.events.append(event)
-        work()
+        where.give(work)
+
+    def catch_up(self) -> None:
+        """Do all that any stream was given."""
+        for stream in self.streams.values():
+            stream.catch_up()
 
     def _not_captured(self, what: str) -> None:
         if self.current.recording is not None:
@@ -71,6 +82,8 @@ class Emulated(StrictModule):
         if array.nbytes > self.memory:
             raise OutOfMemoryError(f"Out of memory allocating {array.nbytes:,} bytes")
         self.events.append(("allocate", array.nbytes))
+        if self.late:
+            self.kept.append(array)
         return array
 
     # What strict arrays do, of strict.STREAM.
@@ -83,6 +96,7 @@ class Emulated(StrictModule):
     def allocate(self, name: str, work: Callable[[], Any]) -> Any:
         if self.current.recording is not None:
             self.allocator(1)
+        self.catch_up()
         array = work()
         if isinstance(array, (np.ndarray, StrictArray)):
             self._allocated(array)
@@ -91,6 +105,7 @@ class Emulated(StrictModule):
     def wait(self, name: str) -> None:
         self._not_captured(f"{name} of an array")
         self.events.append(("wait",))
+        self.catch_up()
 
     def allocator(self, size: int) -> None:
         """The pool; another one may be put in its place."""
@@ -105,8 +120,7 @@ class Emulated(StrictModule):
 
     def _cuda(self, gpus: int) -> SimpleNamespace:
         def copy(to: int, source: int, size: int, kind: int, stream: int) -> None:
-            assert stream in self.streams
-            self.do(("copy", size), lambda: ctypes.memmove(to, source, size))
+            self.do(("copy", size), lambda: ctypes.memmove(to, source, size), stream)
 
         runtime = SimpleNamespace(
             getDeviceCount=lambda: gpus,
@@ -137,15 +151,28 @@ class Emulated(StrictModule):
 
 
 class Stream:
-    """Does things at once, or records them."""
+    """Does things at once, or when they are waited for, or records them."""
 
     numbers = 0
 
     def __init__(self, cupy: Emulated) -> None:
         self.cupy, self.recording = cupy, None
+        self.given: deque[Callable[[], None]] = deque()
+        self.done = 0
         Stream.numbers += 1
         self.ptr = 1000 + Stream.numbers
-        cupy.streams.add(self.ptr)
+        cupy.streams[self.ptr] = self
+
+    def give(self, work: Callable[[], None]) -> None:
+        self.given.append(work)
+        if not self.cupy.late:
+            self.catch_up()
+
+    def catch_up(self, to: int | None = None) -> None:
+        """Do what was given first, until `to` pieces of work are done."""
+        while self.given and (to is None or self.done < to):
+            self.done += 1
+            self.given.popleft()()
 
     def use(self) -> Stream:
         self.cupy.current = self
@@ -161,9 +188,11 @@ class Stream:
     def synchronize(self) -> None:
         self.cupy._not_captured("waiting")
         self.cupy.events.append(("wait",))
+        self.catch_up()
 
     def wait_event(self, event: Event) -> None:
-        pass
+        stream, given = event.at
+        self.give(lambda: stream.catch_up(given))
 
     def begin_capture(self, mode: Any = None) -> None:
         assert self.recording is None
@@ -181,22 +210,26 @@ class Stream:
         self.cupy._not_captured("a graph")
         self.cupy.events.append(("replay", len(recorded)))
         for _, work in recorded:
-            work()
+            self.give(work)
 
 
 class Event:
-    """Is always over."""
+    """A place in the work of a stream."""
 
-    done = True
+    at: tuple[Stream, int]
 
     def __init__(self, cupy: Emulated) -> None:
         self.cupy = cupy
 
     def record(self, stream: Any = None) -> None:
         self.cupy._not_captured("an event that is waited for outside")
+        where = stream or self.cupy.current
+        self.at = where, where.done + len(where.given)
 
     def synchronize(self) -> None:
         self.cupy.events.append(("wait",))
+        stream, given = self.at
+        stream.catch_up(given)
 
 
 class Module:
@@ -221,9 +254,9 @@ def installed(monkeypatch: Any, **how: Any) -> Any:
     return cupy
 
 
-def emulated(gpus: int = 1, memory: int = 8 << 30) -> Any:
+def emulated(gpus: int = 1, memory: int = 8 << 30, late: bool = False) -> Any:
     """A new one, with nothing done on it."""
-    return Emulated(gpus, memory)
+    return Emulated(gpus, memory, late)
 
 
 def values(array: StrictArray) -> np.ndarray:

@@ -3,10 +3,13 @@
 While something is captured nothing is computed: the calls are kept, with the arrays that they were given, and a replay
 makes them again. What a real graph would not survive is refused there: arrays that are made, results that are waited
 for, copies that pass through memory of no fixed address. Kernels are one launch each, whatever NumPy does in them.
+
+A GPU may do what it was given at once, or not before somebody waits for it; so does this one, at the two extremes.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,14 +24,28 @@ from tests.device.strict import Strict, inside
 class Recorder(strict.Stream):
     """Its log: what was launched, allocated, copied, waited for, captured and replayed."""
 
-    def __init__(self) -> None:
+    def __init__(self, late: bool = False) -> None:
         self.log: list[str] = []
         self.captured: list[Callable[[], Any]] | None = None
+        self.late = late
+        self.given: deque[Callable[[], Any]] = deque()  # that nobody has waited for yet
+        self.done = self.marks = 0
+
+    def give(self, work: Callable[[], Any]) -> None:
+        self.given.append(work)
+        if not self.late:
+            self.catch_up(self.done + 1)
+
+    def catch_up(self, to: int | None = None) -> None:
+        """Do what was given first, until `to` pieces of work are done."""
+        while self.given and (to is None or self.done < to):
+            self.given.popleft()()
+            self.done += 1
 
     def launch(self, name: str, work: Callable[[], Any]) -> None:
         if self.captured is None:
             self.log.append(f"launch {name}")
-            work()
+            self.give(work)
         else:
             self.log.append(f"capture {name}")
             self.captured.append(work)
@@ -36,11 +53,13 @@ class Recorder(strict.Stream):
     def allocate(self, name: str, work: Callable[[], Any]) -> Any:
         assert self.captured is None, f"{name} allocates within a captured step"
         self.log.append(f"allocate {name}")
+        self.catch_up()
         return work()
 
     def wait(self, name: str) -> None:
         assert self.captured is None, f"{name} waits within a captured step"
         self.log.append(f"wait {name}")
+        self.catch_up()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         assert self.captured is None, "a capture within a capture"
@@ -51,16 +70,28 @@ class Recorder(strict.Stream):
         def replay() -> None:
             self.log.append(f"replay {len(calls)}")
             for call in calls:
-                call()
+                self.give(call)
 
         return replay
+
+    def mark(self) -> Callable[[], None]:
+        self.marks += 1
+        number, given = self.marks, self.done + len(self.given)
+        self.log.append(f"mark {number}")
+
+        def wait() -> None:
+            assert self.captured is None, "a wait within a captured step"
+            self.log.append(f"wait {number}")
+            self.catch_up(given)
+
+        return wait
 
 
 class Launched:
     """Kernels, each a launch."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder, self._kernels = recorder, Expressions(np)
+    def __init__(self, recorder: Recorder, fixed: list[np.ndarray]) -> None:
+        self._recorder, self._kernels, self._fixed = recorder, Expressions(np), fixed
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self._kernels, name)
@@ -68,11 +99,14 @@ class Launched:
             return kernel
 
         def launched(*arguments: Any, **keywords: Any) -> None:
-            given = [value if isinstance(value, tuple) else inside(value) for value in arguments]
+            given = [value if isinstance(value, tuple) or self._pinned(value) else inside(value) for value in arguments]
             named = {key: inside(value) for key, value in keywords.items()}
             self._recorder.launch(name, lambda: kernel(*given, **named))
 
         return launched
+
+    def _pinned(self, value: Any) -> bool:
+        return isinstance(value, np.ndarray) and any(np.shares_memory(value, fixed) for fixed in self._fixed)
 
 
 class ByMPI:
@@ -96,13 +130,13 @@ class Recording(Strict):
 
     kind = "recording"
 
-    def __init__(self, monkeypatch: Any, chip: str = "one", nccl: bool = True) -> None:
+    def __init__(self, monkeypatch: Any, chip: str = "one", nccl: bool = True, late: bool = False) -> None:
         super().__init__()
         self._chip, self._nccl = chip, nccl
-        self.stream = Recorder()
+        self.stream = Recorder(late)
         monkeypatch.setattr(strict, "STREAM", self.stream)
-        self.kernels: Any = Launched(self.stream)
         self.fixed: list[np.ndarray] = []  # memory that copies may be captured to and from
+        self.kernels: Any = Launched(self.stream, self.fixed)
 
     @property
     def log(self) -> list[str]:
@@ -135,7 +169,10 @@ class Recording(Strict):
         self.stream.launch("put", lambda: inside(array).__setitem__(..., pinned))
 
     def mark(self) -> Callable[[], None]:
-        return lambda: self.stream.wait("mark")
+        return self.stream.mark()
+
+    def synchronize(self) -> None:
+        self.stream.wait("all")
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         return self.stream.capture(work)

@@ -13,7 +13,7 @@ import pytest
 from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_kernels import CudaKernels
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.interface import BEGUN, LOSS_SCALE, PACE, RATE, SCALE, Pace, Schedule
+from mpi_parallel.device.interface import BEGUN, HELD, LOSS_SCALE, PACE, RATE, SCALE, Pace, Schedule
 from mpi_parallel.nn.learning_rate import learning_rate
 from tests.device.emulated import emulated
 from tests.device.shim import SANITIZE, compiler, shim
@@ -321,22 +321,47 @@ SCHEDULES = [
 ]
 
 
+def told_rows() -> np.ndarray:
+    """Memory of the host to which a kernel may write."""
+    shape = 3, 6 + PACE
+    return Place.gpu.pinned(shape, np.float64) if Place.gpu else np.zeros(shape)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_pace_is_that_of_the_host_step_by_step(kernels, schedule):
-    ours, theirs = on(np.zeros(PACE)), np.zeros(PACE)
+    ours, theirs, told, expected = on(np.zeros(PACE)), np.zeros(PACE), told_rows(), told_rows()
     ours[LOSS_SCALE], theirs[LOSS_SCALE] = 8.0, 8.0
     for step in range(24):
         tail = np.array([3.0, 2.0, 20.0, 0.0, 0.0, np.nan if step % 7 == 5 else 0.0], np.float32)
         squares = np.array([float(step) + 0.25]) if schedule.clip else None
         if step == 13 and squares is not None:
             squares[:] = np.inf
-        PLAIN_KERNELS.advance(theirs, tail, squares, schedule)
-        kernels.advance(ours, on(tail), None if squares is None else on(squares), schedule)
+        PLAIN_KERNELS.advance(theirs, tail, squares, schedule, expected)
+        kernels.advance(ours, on(tail), None if squares is None else on(squares), schedule, told)
         np.testing.assert_allclose(values(ours), theirs, rtol=1e-12)
+        np.testing.assert_allclose(told, expected, rtol=1e-12)
+        np.testing.assert_array_equal(told[step % 3], [*tail, *values(ours)])
         rate = learning_rate(step, base=0.1, schedule="cosine" if schedule.cosine else "constant",
                              warmup=schedule.warmup, total=schedule.total)  # fmt: skip
         assert theirs[RATE] == pytest.approx(rate, rel=1e-12, abs=1e-18)
         assert theirs[BEGUN] == step + 1
+        assert theirs[HELD] == (not np.isfinite(theirs[SCALE]) and not schedule.growth)
+        ours[HELD] = theirs[HELD] = 0.0
+
+
+@pytest.mark.parametrize(("loss", "scale", "holds"), [(3.0, 8.0, 0), (3.0, 1.0, 1), (np.nan, 8.0, 1)])
+def test_a_device_holds_where_no_scale_of_the_loss_is_to_blame(kernels, loss, scale, holds):
+    tail, good = np.array([loss, 2, 20, 0, 0, np.nan], np.float32), np.array([3, 2, 20, 0, 0, 0], np.float32)
+    ours, theirs, told, expected = on(np.zeros(PACE)), np.zeros(PACE), told_rows(), told_rows()
+    ours[LOSS_SCALE], theirs[LOSS_SCALE] = scale, scale
+    for rows in (tail, good, good):
+        kernels.advance(ours, on(rows), None, SCHEDULES[-1], told)
+        PLAIN_KERNELS.advance(theirs, rows, None, SCHEDULES[-1], expected)
+        np.testing.assert_allclose(values(ours), theirs, rtol=1e-12)
+        np.testing.assert_allclose(told, expected, rtol=1e-12)
+    assert theirs[HELD] == holds
+    assert theirs[BEGUN] == (1 if holds else 3)
+    assert np.isnan(theirs[SCALE]) == holds
 
 
 def test_a_launch_allocates_nothing_once_it_was_made():

@@ -15,7 +15,9 @@ from mpi_parallel.options import InputError
 from mpi_parallel.result_merging import accelerator
 from mpi_parallel.result_merging.accelerator import ACCELERATED, NcclSharded, open_accelerated
 from mpi_parallel.result_merging.pinned import Pinned
-from mpi_parallel.training.captured import CapturedSteps, why_not
+from mpi_parallel.training.ahead import in_order
+from mpi_parallel.training.captured import AHEAD, CapturedSteps
+from mpi_parallel.training.pacing import why_not
 from mpi_parallel.training.step import HostSteps
 from tests.assembly import ALONE, assemble, world
 from tests.device.emulated import installed
@@ -23,7 +25,7 @@ from tests.device.recording import Recording
 from tests.device.strict import inside
 from tests.device.test_cuda import opened
 from tests.once import once
-from tests.samples import write_image_set
+from tests.samples import spoil, write_image_set
 
 STEPS = 14
 RULE = OptimizerOptions(lr=0.01, warmup=2, clip_norm=0.3)
@@ -99,37 +101,66 @@ def test_the_pinned_window_sums_between_nodes(path, device):
     node.free()
 
 
-ORDER = {  # what a replayed step is, between its forward and the next step's, on several ranks
-    "nccl": ["replay", "wait mark"],
-    "sharded": ["replay", "wait mark"],
-    "pinned": ["replay", "wait mark", "replay", "wait mark"],
-    "aware": ["replay", "wait mark", "replay", "wait mark"],
+# What the host does for a replayed step on several ranks, of which others are under way: between two halves of a step
+# it waits for the first, and with that for all before; it reads what came of a step when two more have been begun.
+ORDER = {
+    "nccl": ["replay", "mark 10", "wait 8"],
+    "sharded": ["replay", "mark 10", "wait 8"],
+    "pinned": ["replay", "mark 19", "wait 19", "replay", "mark 20", "wait 16"],
+    "aware": ["replay", "mark 19", "wait 19", "replay", "mark 20", "wait 16"],
 }
 
 
 @pytest.mark.parallel([2])
 @pytest.mark.parametrize("merge", KINDS)
 def test_the_order_of_a_step(path, device, merge):
-    run = assemble(path, world(), device=device, merge=merge, **SETTINGS)
-    steps = captured(run, True)
-    batches = list(run.training.epoch(0, 14))
-    for number, batch in enumerate(batches[:3]):
-        steps(batch, number, False, False)
-    device.log.clear()
-    steps(batches[3], 3, False, False)
+    run = assemble(path, world(), device=device, merge=merge, **{**SETTINGS, "batch_size": 5})
+
+    def before(number):
+        device.log.clear()
+        return False, False
+
+    batches = run.training.epoch(0, 5)
+    for number, _ in enumerate(in_order(captured(run, True), batches, 0, before), AHEAD):
+        if number == 9:
+            break
     assert [entry.split(" ")[0] if entry.startswith("replay") else entry for entry in device.log] == ORDER[merge]
     run.merger.close()
 
 
 @pytest.mark.parallel([2])
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("merge", KINDS)
-def test_flags_of_one_rank_reach_all(path, device, merge):
-    run = assemble(path, world(), device=device, merge=merge, **SETTINGS)
-    steps, last = captured(run, True), world().rank == world().size - 1
-    told = [steps(batch, n, n == 3 and last, n == 1 and last) for n, batch in enumerate(run.training.epoch(0, 14))]
-    assert [t.stop for t in told] == [False, False, False, True, False]
-    assert [t.save for t in told] == [False, True, False, False, False]
+def test_flags_of_one_rank_reach_all_with_the_last_step_that_is_under_way(path, device, merge, late):
+    device.stream.late = late
+    run = assemble(path, world(), device=device, merge=merge, **{**SETTINGS, "batch_size": 5})
+    last = world().rank == world().size - 1
+    batches = run.training.epoch(0, 5)
+    asked = lambda number: (number == 8 and last, number == 3 and last)  # noqa: E731
+    told = [t for _, t in in_order(captured(run, True), batches, 0, asked)]
+    assert [number for number, t in enumerate(told) if t.stop] == [8 + AHEAD]
+    assert [number for number, t in enumerate(told) if t.save] == [3 + AHEAD]
     run.merger.close()
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("merge", KINDS)
+def test_gpus_that_are_late_take_the_same_steps(path, device, merge):
+    """One that goes bad, among them: all ranks hold, and go on with the steps behind it."""
+    spoil(path, 40)
+    weights, told = [], []
+    for late, ahead in [(True, True), (False, False)]:
+        device.stream.late = late
+        run = assemble(path, world(), device=device, merge=merge, **{**SETTINGS, "batch_size": 5, "micro_batch": None})
+        steps = captured(run, True)
+        steps.ahead = min(steps.ahead, AHEAD * ahead)
+        with np.errstate(all="ignore"):
+            told.append([t for _, t in in_order(steps, run.training.epoch(0, 5), 0)])
+        weights.append(run.weights())
+        run.merger.close()
+    assert [(t.count, t.finite) for t in told[0]] == [(t.count, t.finite) for t in told[1]]
+    assert sum(not t.finite for t in told[0]) == 1
+    np.testing.assert_array_equal(*weights)
 
 
 def small_store(device):

@@ -1,5 +1,7 @@
 """Steps that a device replays: the bits of the steps that the host tells, nothing allocated, everything in order."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -9,11 +11,12 @@ from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import Schedule
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.nn.precision import FORMATS
-from mpi_parallel.training.captured import CapturedSteps
+from mpi_parallel.training.ahead import in_order
+from mpi_parallel.training.captured import AHEAD, CapturedSteps
 from mpi_parallel.training.step import HostSteps
 from tests.assembly import ALONE, assemble
 from tests.device.recording import Recording
-from tests.samples import write_image_set
+from tests.samples import spoil, write_image_set
 
 STEPS = 14  # of 5 an epoch, the last of which is short
 BASE = {"batch_size": 14, "weight_decay": 0.01}
@@ -31,13 +34,11 @@ def plain():
 
 
 def train(run, steps, count=STEPS):
-    """Their totals, epoch after epoch."""
+    """Their totals, epoch after epoch, as far ahead as these steps may be."""
     totals = []
     for epoch in range(count):
-        for batch in run.training.epoch(epoch, run.batch_size):
-            if len(totals) == count:
-                return totals
-            totals.append(steps(batch, len(totals), False))
+        batches = islice(run.training.epoch(epoch, run.batch_size), count - len(totals))
+        totals += [told for _, told in in_order(steps, batches, len(totals))]
     return totals
 
 
@@ -60,14 +61,14 @@ def agree(run, totals, other, expected):
     assert run.model.store.loss_scale.state() == other.model.store.loss_scale.state()
 
 
-@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize(("graphs", "late"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("optimizer", RULES)
-def test_a_replay_has_the_bits_of_the_step_that_the_host_tells(path, monkeypatch, optimizer, precision, graphs):
+def test_a_replay_has_the_bits_of_the_step_that_the_host_tells(path, monkeypatch, optimizer, precision, graphs, late):
     settings = {**BASE, "optimizer": optimizer, "precision": precision, "dropout": 0.3, "micro_batch": 5}
     rule = OptimizerOptions(lr=0.01, schedule="cosine", warmup=3, clip_norm=0.3)
     other, expected = told_by_the_host(path, settings, rule)
-    device = Recording(monkeypatch)
+    device = Recording(monkeypatch, late=late)
     run, _, totals = taken_by(device, path, settings, rule, graphs)
     agree(run, totals, other, expected)
     assert sum(entry.startswith("replay") for entry in device.log) == (12 if graphs else 0)  # each shape is met once
@@ -105,12 +106,42 @@ def test_the_order_of_a_step_and_nothing_allocated_in_it(path, monkeypatch):
     layer = ["weight_gradient", "input_gradient", "relu_gradient"]
     assert captured == [
         "deal", "fill", "gather_labelled", "linear", "linear", "linear", "cross_entropy", *layer, *layer,
-        "weight_gradient", "check", "iadd", "squares", "advance", "sgd", "fetch", "fetch",
+        "weight_gradient", "check", "iadd", "squares", "advance", "sgd",
     ]  # fmt: skip
-    assert device.log[-2:] == [f"replay {len(captured)}", "wait mark"]
-    device.log.clear()
-    steps(batches[3], 3)
-    assert device.log == [f"replay {len(captured)}", "wait mark"]
+    assert device.log[-3:] == [f"replay {len(captured)}", "mark 3", "wait 3"]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_the_host_launches_marks_and_waits_for_a_step_before(path, monkeypatch, graphs):
+    """All that it does for a step with a graph: it copies nothing, and the device has two more to do meanwhile."""
+    device = Recording(monkeypatch)
+    run = assemble(path, ALONE, device=device, **{**BASE, "batch_size": 5})
+    steps = CapturedSteps(run.engine, run.merger, run.optimizer, Schedule(0.01, False, 0, 40), graphs)
+
+    def before(number):
+        device.log.clear()
+        return False, False
+
+    batches = list(run.training.epoch(0, 5))[:12]
+    logs = [list(device.log) for _ in in_order(steps, batches, 0, before)]
+    assert len(logs) == 12
+    for number, log in enumerate(logs[3:-2], 4 + AHEAD):
+        assert log[-2:] == [f"mark {number}", f"wait {number - AHEAD}"]
+        assert [entry.split()[0] for entry in log[:-2]] == (["replay"] if graphs else ["launch"] * len(log[:-2]))
+
+
+def test_what_is_asked_for_does_not_reach_steps_that_are_under_way(path, monkeypatch):
+    """Nor does it go down in them: the memory that it is read from changes when nobody reads it any more."""
+    device = Recording(monkeypatch, late=True)
+    run = assemble(path, ALONE, device=device, **{**BASE, "batch_size": 5})
+    steps = CapturedSteps(run.engine, run.merger, run.optimizer, Schedule(0.01, False, 0, 40), True)
+    batches = list(run.training.epoch(0, 5))
+    for number, save in enumerate([False, True, False]):
+        steps.begin(batches[number], number, save=save)
+        assert steps._asked.tolist() == [0, save]
+    assert device.log[-1] == "mark 3"
+    assert [entry for entry in device.log if entry.startswith("wait ")][-2:] == ["wait 1", "wait 2"]
+    assert [steps.end().save for _ in range(3)] == [False, True, False]
 
 
 def test_a_step_that_overflows_is_skipped_by_the_device(path, monkeypatch):
@@ -140,6 +171,33 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(path, monkeypatch):
         totals = steps(next(run.training.epoch(0, 14)), 0)
     assert (totals.finite, totals.skipped) == (False, False)
     np.testing.assert_array_equal(run.weights(), before)
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_step_that_goes_bad_holds_those_behind_it(path, monkeypatch, graphs, late):
+    """They find the weights as the host's steps do, which hear of it at once; so does who looks into it."""
+    spoil(path, 5, 40)
+    settings, rule = {**BASE, "batch_size": 5, "optimizer": "adam"}, OptimizerOptions(lr=0.01)
+    runs, told = [], []
+    for device in (plain(), Recording(monkeypatch, late=late)):
+        run = assemble(path, ALONE, device=device, **settings)
+        host = HostSteps(run.engine, run.merger, run.optimizer, rule, 40)
+        schedule = Schedule(0.01, False, 0, 40)
+        steps = host if not runs else CapturedSteps(run.engine, run.merger, run.optimizer, schedule, graphs)
+        seen = []
+        with np.errstate(all="ignore"):
+            for epoch in range(3):
+                for _, totals in in_order(steps, run.training.epoch(epoch, 5), len(seen)):
+                    seen.append((totals, b"" if totals.finite else run.weights().tobytes()))
+        runs.append(run)
+        told.append(seen)
+    assert [not totals.finite for totals, _ in told[0]].count(True) >= 4
+    for (ours, at), (theirs, then) in zip(told[1], told[0], strict=True):
+        assert (ours.finite, at) == (theirs.finite, then)
+        assert ours == theirs or not ours.finite
+    np.testing.assert_array_equal(runs[1].weights(), runs[0].weights())
+    assert runs[1].optimizer.steps == runs[0].optimizer.steps
 
 
 def test_a_request_to_stop_is_told(path, monkeypatch):

@@ -193,6 +193,10 @@ FN void mp_advance(double *pace, const float *tail, int last, const double *squa
                    double clip, double beta1, double beta2, double growth)
 {
     double loss_scale = pace[4], good = pace[5], taken = pace[6], begun = pace[7];
+    if (pace[8] != 0.0) {
+        pace[0] = MP_NAN;
+        return;
+    }
     double count = tail[2] > 1.0f ? tail[2] : 1.0, mean = 1.0 / (count * loss_scale);
     int finite = !mp_not_finite(tail[0] + tail[last]) && (!squares || *squares - *squares == 0.0);
     if (clip > 0.0 && squares && finite) {
@@ -206,6 +210,7 @@ FN void mp_advance(double *pace, const float *tail, int last, const double *squa
     pace[1] = mp_rate(begun, base, cosine, warmup, total);
     pace[2] = root / (1.0 - pow(beta1, t));
     pace[3] = root;
+    pace[8] = !finite && !(growth > 0.0 && !mp_not_finite(tail[0]) && loss_scale > 1.0);
     if (growth > 0.0 && !finite) loss_scale = loss_scale > 2.0 ? loss_scale / 2.0 : 1.0;
     if (growth > 0.0 && good >= growth) loss_scale = loss_scale < 8388608.0 ? loss_scale * 2.0 : 16777216.0, good = 0.0;
     pace[4] = loss_scale, pace[5] = good, pace[6] = taken, pace[7] = begun + 1.0;

@@ -37,6 +37,9 @@ class Never:
     def due(self) -> bool:
         return False
 
+    def wants(self, taken: int) -> bool:
+        return False
+
     def after_step(self, run: Run, asked: bool) -> None:
         pass
 
@@ -81,11 +84,15 @@ class Saver(Never):
         mine = self.comm.rank == 0 and self.seconds > 0 and self._job is None
         return mine and time.monotonic() - self._begun >= self.seconds
 
+    def wants(self, taken: int) -> bool:
+        """Whether a checkpoint is due when so many steps are taken."""
+        return bool(self.steps) and taken % self.steps == 0
+
     def after_step(self, run: Run, asked: bool) -> None:
         """Begin a checkpoint where one is `asked` for, on all ranks alike, and see to the one under way."""
         if self._job is not None and self._job.look():
             self._settled()
-        if asked or (self.steps and run.step % self.steps == 0):
+        if asked or self.wants(run.step):
             self._begin(run)
 
     def improved(self, run: Run) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.device import Array
 from mpi_parallel.nn.mlp import MLP
-from mpi_parallel.nn.store import BAD, LOSS
+from mpi_parallel.nn.store import BAD, LOSS, ParameterStore
 
 if TYPE_CHECKING:
     from mpi_parallel.training.run import Run
@@ -49,7 +49,7 @@ def _mine(run: Run, batch: Batch) -> str:
             break
     if not bad:
         return f"{told}; only the sum over its {len(batch.index)} rows, of none by itself"
-    rows = run.training.rows_of_file(run.engine.store.device.to_host(batch.index[bad]))
+    rows = run.training.rows_of_file(run.engine.store.device.to_host(batch.index)[bad])
     more = " and perhaps more" if len(bad) == LISTED else ""
     return f"{told}; row {', '.join(map(str, rows))}{more} of {run.training.name}, {_origin(run, batch, bad[0])}"
 
@@ -63,7 +63,7 @@ def _rerun(run: Run, batch: Batch) -> tuple[float, list[int]]:
         tail = store.device.to_host(store.tail)
         loss += float(tail[LOSS])
         for name, parameter in store.parameters.items():
-            if not _finite(parameter.gradient):
+            if not _finite(store, parameter.gradient):
                 layers.add(int(name[1:]))
         if not np.isfinite(tail[BAD]) and not layers:
             layers.update(int(name[1:]) for name in store.parameters)
@@ -92,17 +92,20 @@ def _origin(run: Run, batch: Batch, place: int) -> str:
     engine, one = run.engine, slice(place, place + 1)
     engine.model.workspace.reset()
     y, _ = run.training.rows.gather(engine.model.workspace, batch.index[one], batch.keys[one])
-    if not _finite(y):
+    if not _finite(engine.store, y):
         return "whose standardised pixels are not finite"
     for number, layer in enumerate(engine.model.inference.layers):
         y, _ = layer.forward(y)
-        if not _finite(y):
+        if not _finite(engine.store, y):
             return f"which first shows in the output of layer {number}"
     return "whose outputs are finite, but not its loss or gradient"
 
 
-def _finite(array: Array) -> bool:
-    return bool(np.isfinite(array).all())
+def _finite(store: ParameterStore, array: Array) -> bool:
+    numbers = store.device.to_host(array)
+    if numbers.dtype == np.uint16:  # bfloat16, of which NumPy knows the bits: the upper half of float32's
+        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+    return bool(np.isfinite(numbers).all())
 
 
 def _nobody(parameters: object) -> None:

@@ -10,8 +10,10 @@ owner whose word all others take after each step: a bit that flips there is pass
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +21,29 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.store import ParameterStore
 
+if TYPE_CHECKING:
+    from mpi_parallel.training.run import Run
+
 DIGEST = 16  # bytes
+
+
+def compares_replicas(run: Run, taken: int) -> bool:
+    """Whether the copies of the weights are to be compared when so many steps are taken."""
+    every = run.config.run.check_replicas
+    return bool(every) and taken % every == 0
+
+
+def replicas_differ(run: Run) -> bool:
+    """Whether it is time to compare the copies of the weights, and they are not the same."""
+    if not compares_replicas(run, run.step):
+        return False
+    mine = differing(run.engine.store, run.optimizer, run.merger.owned, run.training.comm, run.comm.rank)
+    told = list(dict.fromkeys(text for text in run.comm.gather_text(mine) if text))
+    for text in told:
+        run.folder.tell(
+            logging.ERROR, "step %d: the copies of the weights are not the same any more: %s", run.step, text
+        )
+    return bool(told)
 
 
 def differing(store: ParameterStore, optimizer: Optimizer, owned: slice, data: Communicator, rank: int) -> str:

@@ -23,9 +23,12 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.asked
 
-    def before_step(self, saving: float) -> bool:
-        """Whether the coming step is to be the last; a checkpoint takes `saving` seconds."""
-        return self.asked or (self._limit is not None and self._limit.near(saving))
+    def before_step(self, saving: float, ahead: int = 0) -> bool:
+        """Whether the coming step is to be the last; a checkpoint takes `saving` seconds.
+
+        With `ahead` so many steps are under way, and as many will be before anybody hears what is said here.
+        """
+        return self.asked or (self._limit is not None and self._limit.near(saving, ahead))
 
     @property
     def reason(self) -> str:

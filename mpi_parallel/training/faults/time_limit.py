@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 from mpi_parallel.device.clock import process_seconds
 from mpi_parallel.options.values import seconds_of
@@ -29,14 +31,20 @@ class TimeLimit:
         self.longest = 0.0  # seconds from one step to the next
         self.reached = False
         self._last: float | None = None
+        self._recent: deque[float] = deque(maxlen=16)  # seconds from one step to the next, of the last ones
 
-    def near(self, saving: float) -> bool:
-        """Whether the coming step has to be the last, a checkpoint taking `saving` seconds."""
+    def near(self, saving: float, ahead: int = 0) -> bool:
+        """Whether the coming step has to be the last, a checkpoint taking `saving` seconds.
+
+        That it is may be heard of `ahead` steps later, and as many may be under way already.
+        """
         now = self._now()
         if self._last is not None:
             self.longest = max(self.longest, now - self._last)
+            self._recent.append(now - self._last)
         self._last = now
-        self.reached = now + SLOWER * self.longest + SAVING_SLOWER * saving + self.spare >= self.end
+        steps = max(self.longest, sum(islice(reversed(self._recent), 1 + 2 * ahead)) if ahead else 0.0)
+        self.reached = now + SLOWER * steps + SAVING_SLOWER * saving + self.spare >= self.end
         return self.reached
 
 

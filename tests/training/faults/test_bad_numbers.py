@@ -3,31 +3,18 @@
 import json
 import platform
 
-import h5py
 import numpy as np
 import pytest
 
 from tests.launch import launch
-from tests.samples import write_image_set
+from tests.samples import spoil, write_image_set
 
 ROW = 17
 
 
 @pytest.fixture
 def path(tmp_path):
-    """Images of float32 of which one has pixels that are finite but not when standardised."""
-    write_image_set(tmp_path / "set.h5")
-    with h5py.File(tmp_path / "set.h5", "a") as file:
-        for split in ("train", "validation", "test"):
-            if split in file:
-                images = file[split]["images"][...].astype(np.float32) / 255
-                if split == "train":
-                    images[ROW] = 3e38
-                del file[split]["images"]
-                file[split]["images"] = images
-        shape = images.shape[1:]
-        file.attrs["mean"], file.attrs["std"] = np.zeros(shape), np.full(shape, 1e-3)
-    return tmp_path / "set.h5"
+    return spoil(write_image_set(tmp_path / "set.h5"), ROW)
 
 
 def train(path, *options):

@@ -1,0 +1,126 @@
+"""Whole runs on an emulated GPU, which works at once or only when it is waited for: stops, bad steps, restarts."""
+
+import os
+import signal
+
+import pytest
+
+from mpi_parallel.device import cuda
+from mpi_parallel.training import fit
+from mpi_parallel.training.captured import AHEAD
+from mpi_parallel.training.checkpoints.checkpoint import read_checkpoint
+from tests.device.emulated import installed
+from tests.device.fake_lt import FakeLt
+from tests.device.shim import compiler
+from tests.samples import spoil, write_image_set
+from tests.training.checkpoints.test_resume import Runs, saved_steps
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """What makes `--device cuda` take an emulated one; 4 steps an epoch, of which the last is short."""
+
+    def plug_in(late):
+        compiler()
+        cupy = installed(monkeypatch, late=late)
+        monkeypatch.setattr(cuda, "load", lambda find, major: FakeLt(cupy.do))
+        return cupy
+
+    return plug_in
+
+
+@pytest.fixture
+def train(tmp_path):
+    runs = Runs(tmp_path)
+    run = lambda *options, **how: runs("--device", "cuda", *options, **how)  # noqa: E731
+    run.runs = runs
+    return run
+
+
+def told(events, kind="epoch"):
+    """Without the times."""
+    keys = "epoch step samples train_loss train_accuracy validation_loss loss_scale skipped_steps lr".split()
+    return [{key: event.get(key) for key in keys} for event in events if event["event"] == kind]
+
+
+def test_what_a_run_does_depends_on_no_pace(train, gpu):
+    """Neither the GPU's nor the host's; one epoch is a step short of two graphs, and checkpoints come within epochs."""
+    options = ("--precision", "float16", "--dropout", 0.1, "--schedule", "cosine", "--checkpoint-every", 5, "--keep", 9)
+    ends = []
+    for name, late, more in [("prompt", False, ()), ("late", True, ()), ("eager", True, ("--no-graphs",))]:
+        cupy = gpu(late)
+        status, events = train(*options, *more, name=name)
+        assert status == 0
+        assert any(event[0] == "replay" for event in cupy.events) == (not more)
+        ends.append((told(events), events[-1]["weights_sha256"], saved_steps(train.runs.folder / name)))
+    assert ends[1:] == ends[:1] * 2
+    assert ends[0][2] == [5, 10, 12]
+    _, again = train(*options, "--resume", train.runs.checkpoint(5, "late"), name="again")
+    assert again[-1]["weights_sha256"] == ends[0][1]
+    assert told(again) == ends[0][0][1:]
+
+
+@pytest.mark.parametrize("options", [("--batch-size", 60), ("--steps", 6), ("--check-replicas", 3)], ids=str)
+def test_epochs_and_runs_of_any_length(train, gpu, options):
+    """Epochs of one step; a run that ends within one; copies that are compared on the way."""
+    digests = []
+    for late in (False, True):
+        gpu(late)
+        status, events = train(*options, name=f"run-{late}")
+        assert status == 0
+        digests.append((told(events), events[-1]["weights_sha256"]))
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_signal_stops_behind_the_steps_that_are_under_way_and_the_run_goes_on_from_there(
+    train, gpu, monkeypatch, late
+):
+    gpu(late)
+    _, whole = train("--epochs", 6, name="whole")
+    before, taken = fit.PULSE.take, []
+
+    def take(step):
+        taken.append(step)
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        before(step)
+
+    monkeypatch.setattr(fit.PULSE, "take", take)
+    status, events = train("--epochs", 6)
+    assert (status, events[-1]["reason"]) == (75, "signal")
+    assert events[-1]["step"] == 9 + AHEAD == taken[-1]
+    assert saved_steps(train.runs.folder / "run")[-1] == 9 + AHEAD
+    _, again = train("--epochs", 6, "--resume", "auto")
+    assert again[-1]["weights_sha256"] == whole[-1]["weights_sha256"]
+
+
+def test_a_checkpoint_that_is_due_holds_the_state_of_the_step_it_names(train, gpu):
+    gpu(True)
+    options = ("--epochs", 5, "--keep", 20, "--checkpoint-every")
+    _, whole = train(*options, 1, name="whole")
+    _, timed = train(*options, "0.001s", name="timed")  # as often as it can
+    steps = saved_steps(train.runs.folder / "timed")
+    assert len(steps) >= 2
+    for step in steps:
+        ours, theirs = (read_checkpoint(train.runs.checkpoint(step, name)) for name in ("timed", "whole"))
+        for name, array in theirs.weights.items():
+            assert (ours.weights[name] == array).all()
+    assert timed[-1]["weights_sha256"] == whole[-1]["weights_sha256"]
+
+
+@pytest.mark.parametrize(("allowed", "precision"), [(0, "float32"), (1, "bfloat16"), (9, "float16")])
+def test_bad_steps_are_counted_and_looked_into_as_where_nothing_runs_ahead(train, gpu, monkeypatch, allowed, precision):
+    ends = []
+    for ahead in (0, AHEAD):
+        monkeypatch.setattr("mpi_parallel.training.pacing.AHEAD", ahead)
+        gpu(True)
+        spoil(write_image_set(train.runs.data, 60, 12, 20), 17)
+        status, events = train("--precision", precision, "--max-bad-steps", allowed, name=f"run-{ahead}")
+        bad = [(event["step"], event["places"]) for event in events if event["event"] == "bad-step"]
+        ends.append((status, bad, told(events), events[-1]["step"], events[-1]["weights_sha256"]))
+        for text in ("row 17 of", "whose standardised pixels are not finite"):
+            assert all(text in places[0] for _, places in bad)
+    assert ends[0] == ends[1]
+    assert len(ends[0][1]) == min(allowed + 1, 3)
+    assert ends[0][0] == (3 if allowed < 3 else 0)
