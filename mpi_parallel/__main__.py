@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import sys
 
 from mpi_parallel.commands import COMMANDS, VERBS
+from mpi_parallel.options import similar
 
 ALL = (*VERBS, "completion")
 ELSEWHERE = {
-    "benchmark": "Measure this machine: step, merge, scaling, data or peers.",
+    "benchmark": "Measure this machine: step, merge, scaling, data, checkpoint, imports or peers.",
     "completion": "Print what bash, zsh or tcsh needs to complete this command.",
 }
 
@@ -21,9 +21,9 @@ def main() -> None:
         print(overview())
         return
     if sys.argv[1] not in ALL:
-        near = difflib.get_close_matches(sys.argv[1], ALL, n=1)
-        hint = f"{sys.argv[1]}: did you mean {near[0]}?\n" if near else ""
-        sys.exit(f"{hint}usage: mpi-parallel VERB ...   with one of: {', '.join(ALL)}   (VERB --help tells more)")
+        hint = similar(sys.argv[1], {verb: verb for verb in ALL})
+        usage = f"usage: mpi-parallel VERB ...   with one of: {', '.join(ALL)}   (VERB --help tells more)"
+        sys.exit(f"there is no {sys.argv[1]}{hint}\n{usage}")
     verb = sys.argv.pop(1)
     runpy.run_module(f"mpi_parallel.{verb}", run_name="__main__", alter_sys=True)
 

@@ -148,11 +148,12 @@ def _report(intake: Intake, clean: str, target: Path) -> None:
     lines = [intake.describe(bad) for bad in intake.bad]
     more = f"\n  … and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
     shown = "\n  ".join(lines[:SHOWN]) + more
+    bad = f"{len(lines):,} bad row{'s' * (len(lines) > 1)}"
     if clean == "fail":
-        raise InputError(f"{len(lines):,} bad rows: {where}\n  {shown}\n--clean drop leaves them out")
+        raise InputError(f"{bad}: {where}\n  {shown}\n--clean drop leaves them out")
     if intake.comm.rank == 0:
         told.write_text("\n".join(lines) + "\n")
-        print(f"left out {len(lines):,} bad rows: {where}; all are listed in {told}\n  {shown}", flush=True)
+        print(f"left out {bad}: {where}; all are listed in {told}\n  {shown}", flush=True)
 
 
 def _tell(target: Path, plan: conversion.Plan, seconds: float, ranks: int) -> None:

@@ -65,6 +65,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
             print("\n".join(account(_sizes(options, data, ranks), ranks)), flush=True)
         if options.contact_sheet:
             survey.contact_sheet(data, Path(options.contact_sheet))
+            print(f"sheet       {options.contact_sheet}: a row of images for each class, in that order", flush=True)
     return 0
 
 

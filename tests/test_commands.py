@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 import mpi_parallel
-from mpi_parallel import completion
 from mpi_parallel.commands import COMMANDS, VERBS, examples
-from mpi_parallel.options import InputError
 from mpi_parallel.options.command_line import parse
 from tests.once import once
 
@@ -59,57 +57,6 @@ def test_help_ends_with_examples(capsys):
     told = capsys.readouterr().out
     assert told.rstrip().endswith(examples("plot")[-1])
     assert "  # learning curves, compared\n  python -m mpi_parallel.plot runs/first runs/second" in told
-
-
-def completed(script, *words):
-    """What bash offers for the last of these words."""
-    code = (
-        f"source {script}; COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; "
-        '_shtab_mpi_parallel; echo "${COMPREPLY[@]}"'
-    )
-    return subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout.split()
-
-
-def test_bash_completes_verbs_options_and_choices(tmp_path, capsys):
-    assert completion.main(["bash"]) == 0
-    script = tmp_path / "completion"
-    script.write_text(capsys.readouterr().out)
-    assert set(completed(script, "mpi-parallel", "")) >= set(VERBS)
-    assert completed(script, "mpi-parallel", "train", "--target") == ["--target-accuracy"]
-    assert "1f1b" in completed(script, "mpi-parallel", "train", "--pipe-schedule", "")
-    assert "--picture" in completed(script, "mpi-parallel", "plot", "--p")
-    assert completed(script, "mpi-parallel", "benchmark", "sc") == ["scaling"]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "evaluate --checkpoint", "predict --checkpoint", "export --checkpoint", "predict --to", "convert --to",
-        "repack --to", "convert", "convert --test", "train --resume", "train --out", "doctor --folder",
-    ],
-)  # fmt: skip
-def test_bash_completes_files(tmp_path, capsys, words):
-    assert completion.main(["bash"]) == 0
-    script = tmp_path / "completion"
-    script.write_text(capsys.readouterr().out)
-    assert completed(script, "mpi-parallel", *words.split(), f"{tmp_path}/comp") == [str(script)]
-
-
-def test_zsh_has_a_script_too(capsys):
-    assert completion.main(["zsh"]) == 0
-    assert capsys.readouterr().out.startswith("#compdef mpi-parallel")
-
-
-@pytest.mark.parametrize("arguments", [[], ["fish"], ["bash", "zsh"]])
-def test_a_shell_that_is_not_known(arguments):
-    with pytest.raises(InputError, match=r"for which shell\? Choose from: bash, zsh, tcsh"):
-        completion.main(arguments)
-
-
-def test_without_shtab_it_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    with pytest.raises(InputError, match=r"pip install 'mpi_parallel\[completion\]'"):
-        completion.main(["bash"])
 
 
 def test_alone_it_lists_all_verbs():

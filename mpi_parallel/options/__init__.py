@@ -8,6 +8,7 @@ by `option`. Values come from the defaults, then from `--config FILE.toml` (toml
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import types
 import typing
@@ -67,6 +68,12 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def similar(wrong: str, known: Mapping[str, str]) -> str:
+    """Ends a message with what was perhaps meant, as `known` calls it; says nothing where nothing is like it."""
+    near = difflib.get_close_matches(wrong, known, n=1) or [word for word in known if wrong and word.startswith(wrong)]
+    return f"; did you mean {known[near[0]]}?" if near else ""
+
+
 def to_tables(config: Any) -> dict[str, dict[str, Any]]:
     """The configuration as TOML tables (and JSON objects), options that are not set left out."""
     return {
@@ -98,7 +105,8 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     value = tuple(value) if isinstance(value, list) else value
     choices, check = field.metadata["choices"], field.metadata["check"]
     if choices and value not in choices:
-        raise InputError(f"{_word(field)} {value}: choose from {', '.join(choices)}")
+        near = similar(str(value), {choice: choice for choice in choices})
+        raise InputError(f"{_word(field)} {value}: choose from {', '.join(choices)}{near}")
     for item in value if isinstance(value, tuple) else (value,):
         complaint = check(item) if check else None
         if complaint:

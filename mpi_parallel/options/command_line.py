@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import io
+import re
 import sys
 import typing
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from mpi_parallel.commands import examples
-from mpi_parallel.options import InputError, base_type, build, flag, groups_of
+from mpi_parallel.options import InputError, base_type, build, flag, groups_of, similar
 from mpi_parallel.options.toml import read_toml
 
 T = TypeVar("T")
@@ -45,25 +45,27 @@ class _Parser(argparse.ArgumentParser):
     out: TextIO = sys.stdout
 
     def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message}{self._nearest(message)} (python -m {self.prog} --help lists the options)")
+        raise InputError(f"{message}{self._nearest(message)} ({self.prog} --help lists the options)")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         self.out.write(message)
 
     def _nearest(self, message: str) -> str:
+        """The option, or the choice of one, that was perhaps meant."""
+        if chosen := re.fullmatch(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", message):
+            return similar(chosen[1], {word: word for word in re.findall(r"[^', ]+", chosen[2])})
         if not message.startswith("unrecognized arguments: "):
             return ""
         wrong = message.split()[2].split("=")[0]
-        near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
-        return f"; did you mean {near[0]}?" if near else ""
+        return similar(wrong.lstrip("-"), {word.lstrip("-"): word for word in self._option_string_actions})
 
 
 def _parser(kind: type[Any], command: str, sentence: str, out: TextIO) -> _Parser:
     lines = examples(command.removeprefix("mpi_parallel."))
     epilog = "\n".join(["examples:", *(f"  {line}" for line in lines)]) if lines else None
     parser = _Parser(
-        prog=command, description=sentence, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        formatter_class=_Help,
+        prog=f"python -m {command}", description=sentence, epilog=epilog, allow_abbrev=False,
+        argument_default=argparse.SUPPRESS, formatter_class=_Help,
     )  # fmt: skip
     parser.out = out
     fill(parser, kind)
@@ -103,7 +105,7 @@ def _help(field: dataclasses.Field[Any]) -> str:
     sentence: str = field.metadata["sentence"]
     if field.default is dataclasses.MISSING:
         return sentence + " (required)"
-    if field.default is None or isinstance(field.default, bool):
+    if field.default is None or field.default == () or isinstance(field.default, bool):
         return sentence
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     return f"{sentence} (default {default})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import tomllib
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mpi_parallel.options import InputError, base_type, groups_of, to_tables
+from mpi_parallel.options import InputError, base_type, groups_of, similar, to_tables
 
 
 def read_toml(kind: type[Any], path: Path) -> dict[str, Any]:
@@ -29,14 +28,10 @@ def read_toml(kind: type[Any], path: Path) -> dict[str, Any]:
         for key, value in values.items():
             field = key.replace("-", "_")
             if field not in known[table]:
-                raise InputError(f"--config {path}: [{table}] has no option '{key}'{_similar(field, known[table])}")
+                near = similar(field, {name: repr(name) for name in known[table]})
+                raise InputError(f"--config {path}: [{table}] has no option '{key}'{near}")
             given[field] = _from_toml(value, known[table][field], f"--config {path}: [{table}] {key}")
     return given
-
-
-def _similar(word: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _from_toml(value: Any, hint: Any, where: str) -> Any:

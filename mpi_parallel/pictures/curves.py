@@ -54,5 +54,11 @@ def _curve(axes: Any, run: Record, measure: str, number: int, named: bool) -> No
         axes.plot([epochs[-1]], [tested], "x", color=colour, markersize=8, markeredgewidth=2, label=label)
         shift = (-6, -12) if measure == "accuracy" else (-6, 6)
         axes.annotate(
-            f"{tested:.3f}", (epochs[-1], tested), textcoords="offset points", xytext=shift, ha="right", color=colour
+            f"{tested:.3f}",
+            (epochs[-1], tested),
+            textcoords="offset points",
+            xytext=shift,
+            ha="right",
+            color=colour,
+            bbox=style.PAPER,
         )

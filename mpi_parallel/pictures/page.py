@@ -32,8 +32,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; color: var(--accent) }
 p.lead { color: var(--soft); margin: .2rem 0 1.2rem }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem }
-.figures div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem 1rem; min-width: 7rem }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem }
+.figures div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem 1rem }
 .figures b { display: block; font-size: 1.35rem } .figures span { color: var(--soft); font-size: .85rem }
 img { max-width: 100%; height: auto } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem }
 table { border-collapse: collapse; font-size: .85rem } td, th { padding: .15rem .7rem .15rem 0; text-align: right }
@@ -100,6 +100,9 @@ def _figures(run: Record) -> Iterable[tuple[str, str]]:
         yield f"{end['test_accuracy']:.2%}", f"test accuracy, loss {end['test_loss']:.4f}"
     if epochs and (validation := epochs[-1].get("validation_accuracy")) is not None:
         yield f"{validation:.2%}", "validation accuracy, last epoch"
+        best = min(epochs, key=lambda epoch: epoch["validation_loss"])
+        if best is not epochs[-1]:
+            yield f"{best['validation_accuracy']:.2%}", f"validation accuracy of epoch {best['epoch']}, in best.h5"
     if epochs:
         yield f"{epochs[-1]['samples_per_second']:,.0f}", "training samples a second, last epoch"
     if end:

@@ -32,8 +32,8 @@ def scaling(points: Points) -> Any:
             efficiency = [value / best for value, best in zip(values.values(), ideal, strict=True)]
             shares.plot(ranks, efficiency, **look)
             shares.annotate(
-                f"{efficiency[-1]:.0%}", (ranks[-1], efficiency[-1]), textcoords="offset points", xytext=(0, 7),
-                ha="right", color=look["color"],
+                f"{efficiency[-1]:.0%}", (ranks[-1], efficiency[-1]), textcoords="offset points", xytext=(-2, -13),
+                ha="right", color=look["color"], bbox=style.PAPER,
             )  # fmt: skip
         shares.axhline(1, linestyle=":", color=style.BLACK)
         every = sorted({n for values in series.values() for n in values})

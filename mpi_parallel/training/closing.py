@@ -40,6 +40,9 @@ def leave(run: Run, reason: str, observer: Observer | None) -> None:
     if run.saver.saved is None:
         return
     if reason in WELL:
+        if run.validation is not None and run.patience.since:
+            earlier = f"validation loss {run.patience.best:.4f}, {run.patience.since} epochs before the last"
+            logger.info(f"best        best.h5, of {earlier}: what evaluate and predict take")
         logger.info(f"use it with python -m mpi_parallel.predict --checkpoint {folder} --data FILE.h5 --to OUT.h5")
     if reason in ASKED:
         command = f"mpirun -n {run.comm.size} python -m mpi_parallel.train --config {folder / 'config.toml'}"

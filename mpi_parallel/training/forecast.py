@@ -183,4 +183,4 @@ def _address_space() -> int:
 
 
 def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f}"
+    return f"{count / 2**20:,.{int(count < 10 * 2**20)}f}"

@@ -87,6 +87,7 @@ def test_inspect_tells_what_is_there(tmp_path, capsys):
     make(tmp_path / "a.h5", chunks=(13, 3, 4), compression="gzip")
     run(inspect, tmp_path / "a.h5", "--ranks", 3, "--shards", 4, "--contact-sheet", tmp_path / "sheet.png")
     told = capsys.readouterr().out
+    assert f"sheet       {tmp_path / 'sheet.png'}: a row of images for each class" in told
     _, labels = pixels(200)
     counts = np.bincount(labels[:150])
     assert "images of 3 x 4 uint8, 12 features" in told

@@ -48,6 +48,13 @@ def test_the_page_has_everything_and_needs_nothing(run):
     assert "A step of the pipeline" not in told
 
 
+def test_the_best_epoch_is_told_where_it_is_not_the_last(run):
+    record = run()
+    assert "in best.h5" not in page(record)
+    record.epochs[1]["validation_loss"] = 0.01
+    assert "<b>70.00%</b><span>validation accuracy of epoch 2, in best.h5" in page(record)
+
+
 def test_a_pipeline_shows_its_diagram(run):
     assert "A step of the pipeline" in page(run(pipe=2))
 

@@ -137,11 +137,13 @@ def test_target_accuracy_of_the_training_rows_where_there_is_no_validation(train
 
 
 @pytest.mark.parallel(RANKS)
-def test_early_stop(train):
-    status, events = train("--epochs", 500, "--lr", 0.03, "--early-stop", 3)
+def test_early_stop(train, shared_path):
+    status, events = train("--epochs", 500, "--lr", 0.03, "--early-stop", 3, "--checkpoint-every", 0)
     assert status == 0
     assert events[-1]["reason"] == "early-stop"
-    losses = [event["validation_loss"] for event in events[1:-1]]
+    losses = [event["validation_loss"] for event in events if event["event"] == "epoch"]
+    told = (shared_path / "run" / "log.txt").read_text()
+    assert f"best        best.h5, of validation loss {min(losses):.4f}, 3 epochs before the last" in told
     assert np.argmin(losses) == len(losses) - 4
 
 

@@ -66,7 +66,7 @@ def test_inspect_tells_what_a_rank_would_need(data):
     assert done.returncode == 0, done.stderr
     told = done.stdout[done.stdout.index("memory") :]
     assert "for 12 - 500 - 400 - 3 with adam in batches of 256:" in told
-    assert len(re.findall(r"data \d x pipe \d x tensor \d: [\d,]+ MiB \(weights", told)) == 4  # 3 classes, 3 layers
+    assert len(re.findall(r"data \d x pipe \d x tensor \d: [\d.]+ MiB \(weights", told)) == 4  # 3 classes, 3 layers
     assert "data 1 x pipe 2 x tensor 2" in told
 
 

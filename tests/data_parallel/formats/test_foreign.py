@@ -168,5 +168,5 @@ def test_labels_that_are_fractions_are_bad_rows(tmp_path):
     images, labels = pixels(20)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["images"], file["labels"] = images, labels + np.where(np.arange(20) == 11, 0.5, 0)
-    with pytest.raises(InputError, match=r"1 bad rows: .*a\.h5\n.*images row 11: label .*\.5 is unknown"):
+    with pytest.raises(InputError, match=r"1 bad row: .*a\.h5\n.*images row 11: label .*\.5 is unknown"):
         run(tmp_path / "a.h5", "--to", tmp_path / "b.h5", "--clean", "fail")
