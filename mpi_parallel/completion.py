@@ -7,7 +7,6 @@ while one types; a completion that asks the program would import MPI at every pr
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 import mpi4py
@@ -16,7 +15,7 @@ mpi4py.rc.initialize = False  # nothing here speaks to other ranks, and on a log
 
 from mpi_parallel.commands import COMMANDS  # noqa: E402, after the line above
 from mpi_parallel.options import InputError  # noqa: E402
-from mpi_parallel.options.command_line import fill  # noqa: E402
+from mpi_parallel.options.command_line import fill, run_alone  # noqa: E402
 
 SHELLS = ("bash", "zsh", "tcsh")
 PLACES = "FILE", "FOLDER", "OUT.h5", "RUN", "SOURCE", "auto|FILE", "runs/NAME"  # behind these a file or folder is meant
@@ -51,8 +50,4 @@ def _everything(file: Any) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_alone(main)

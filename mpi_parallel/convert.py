@@ -18,6 +18,7 @@ from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, sha
 from mpi_parallel.data_parallel.intake import BUDGET, Intake, Store, refuse_mixture
 from mpi_parallel.data_parallel.labels import Labels
 from mpi_parallel.data_parallel.memory import available
+from mpi_parallel.data_parallel.writing import check_folder
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError, option
@@ -74,8 +75,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     options, target = config.convert, Path(config.convert.to)
     sources = open_sources(options.source, config.source) + open_sources(options.test, config.source, "test")
     refuse_mixture(sources)
-    if not target.parent.is_dir():
-        raise InputError(f"--to {target}: there is no folder {target.parent}")
+    check_folder(target)
 
     room = min(BUDGET, available() // (4 * world.node().size))
     with closing(Store(target.parent, room)) as store:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from mpi_parallel.data_parallel.folder import PictureSplit
-from mpi_parallel.data_parallel.writing import Layout, OneFile
+from mpi_parallel.data_parallel.writing import Layout, OneFile, whole_file
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError, option
@@ -51,26 +51,17 @@ def main(world: Communicator, arguments: list[str]) -> int:
     began = time.perf_counter()
     config = parse(PredictConfig, arguments, "mpi_parallel.predict", SENTENCE, speaks=world.rank == 0)
     target = Path(config.predict.to)
-    if not target.parent.is_dir():
-        raise InputError(f"--to {target}: there is no folder {target.parent}")
     for source in (config.apply.data, config.apply.checkpoint):
         if target.exists() and Path(source).exists() and target.samefile(source):
             raise InputError(f"--to {target} is what is read, and would be overwritten: name another file")
-    applied = Applied(config.apply, config.predict.split, world)
-    if not len(applied.split):
-        raise InputError(f"{config.apply.data}: there are no rows in {applied.split.images}")
-    unfinished = target.with_name(target.name + ".unfinished")
-    try:
+    with whole_file(target, world) as unfinished:
+        applied = Applied(config.apply, config.predict.split, world)
+        if not len(applied.split):
+            raise InputError(f"{config.apply.data}: there are no rows in {applied.split.images}")
         _write(applied, unfinished, world)
         if world.rank == 0:
             _describe(applied, unfinished, world)
-        world.meet()
-    except BaseException:
-        if world.rank == 0:
-            unfinished.unlink(missing_ok=True)
-        raise
     if world.rank == 0:
-        unfinished.replace(target)
         seconds = time.perf_counter() - began
         what = "" if isinstance(applied.split, PictureSplit) else f":{applied.split.images}"
         print(

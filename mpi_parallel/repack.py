@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mpi_parallel.data_parallel import repacking
-from mpi_parallel.data_parallel.writing import Layout
+from mpi_parallel.data_parallel.writing import Layout, whole_file
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
-from mpi_parallel.options import InputError, option
+from mpi_parallel.options import option
 from mpi_parallel.options.command_line import parse
 from mpi_parallel.options.values import at_least
 
@@ -53,20 +53,10 @@ def main(world: Communicator, arguments: list[str]) -> int:
     began = time.perf_counter()
     options = parse(RepackConfig, arguments, "mpi_parallel.repack", SENTENCE, speaks=world.rank == 0).repack
     target = Path(options.to)
-    if not target.parent.is_dir():
-        raise InputError(f"--to {target}: there is no folder {target.parent}")
-    unfinished = target.with_name(target.name + ".unfinished")
-    layout = _layout(options, world)
     packing = repacking.Packing(None if options.filter == "none" else options.filter, options.chunk)
-    try:
-        digest = repacking.copy(options.file, unfinished, layout, packing, world)
-        world.maximum(0)
-    except BaseException:
-        if world.rank == 0:
-            unfinished.unlink(missing_ok=True)
-        raise
+    with whole_file(target, world) as unfinished:
+        digest = repacking.copy(options.file, unfinished, _layout(options, world), packing, world)
     if world.rank == 0:
-        unfinished.replace(target)
         seconds, size = time.perf_counter() - began, target.stat().st_size
         print(f"{target}: {size:,} bytes; read again and found equal, sha256 {digest}; {seconds:.2f} s", flush=True)
     return 0

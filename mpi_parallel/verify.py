@@ -23,7 +23,7 @@ from typing import Any
 from mpi_parallel.config.learning import LARGEST_BATCH
 from mpi_parallel.mpi.launcher import child_environment, mpirun_beside
 from mpi_parallel.options import InputError, option
-from mpi_parallel.options.command_line import parse
+from mpi_parallel.options.command_line import parse, run_alone
 from mpi_parallel.options.values import at_least
 
 SENTENCE = "Train a few steps with --reproducible on every grid of each number of ranks and compare the results."
@@ -232,8 +232,4 @@ def _make_data(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_alone(main)

@@ -17,7 +17,7 @@ from mpi_parallel.data_parallel.intake import Intake
 from mpi_parallel.data_parallel.parts import Parts, merge_parts, part_names, remove_parts
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
 from mpi_parallel.data_parallel.splits import stratified
-from mpi_parallel.data_parallel.writing import Layout, OneFile, Writer
+from mpi_parallel.data_parallel.writing import Layout, OneFile, Writer, whole_file
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.options import InputError
@@ -76,9 +76,9 @@ def write(
 
     Collective; `finish(path)` is called on every rank.
     """
-    comm, unfinished = intake.comm, target.with_name(target.name + ".unfinished")
+    comm = intake.comm
     old = part_names(target) if comm.rank == 0 else []
-    try:
+    with whole_file(target, comm) as unfinished:
         as_parts = as_parts and comm.size > 1
         writer: Writer
         if as_parts:
@@ -91,14 +91,8 @@ def write(
             merge_parts(unfinished, plan.layout)
         comm.maximum(0)
         finish(unfinished)
-        comm.maximum(0)
-        if comm.rank == 0:
-            unfinished.replace(target)
-            remove_parts(target.parent, old)
-    except BaseException:
-        if comm.rank == 0:
-            unfinished.unlink(missing_ok=True)
-        raise
+    if comm.rank == 0:
+        remove_parts(target.parent, old)
 
 
 def _rows_here(intake: Intake, plan: Plan) -> dict[str, int]:

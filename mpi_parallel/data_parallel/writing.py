@@ -9,7 +9,8 @@ can write a part file of its own, and a virtual data set makes the parts look li
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,6 +90,31 @@ def _allocate(path: Path, layout: Layout) -> NDArray[np.int64]:
             h5py.h5d.create(group.id, last.encode(), h5py.h5t.py_create(dtype), space, properties)
         file.flush()
         return np.array([file[name].id.get_offset() for name in layout], np.int64)
+
+
+def check_folder(target: Path) -> None:
+    """Raise InputError where there is none for the file."""
+    if not target.parent.is_dir():
+        raise InputError(f"--to {target}: there is no folder {target.parent}")
+
+
+@contextmanager
+def whole_file(target: Path, comm: Communicator) -> Iterator[Path]:
+    """The name under which all ranks write a file that gets its own once all have left the block.
+
+    Where one fails nothing is left behind, and what was there stays. Raises InputError where there is no such folder.
+    """
+    check_folder(target)
+    unfinished = target.with_name(target.name + ".unfinished")
+    try:
+        yield unfinished
+        comm.meet()
+        if comm.rank == 0:
+            unfinished.replace(target)
+    except BaseException:
+        if comm.rank == 0:
+            unfinished.unlink(missing_ok=True)
+        raise
 
 
 def create(path: Path) -> h5py.File:

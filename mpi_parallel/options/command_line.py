@@ -8,7 +8,7 @@ import io
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -30,6 +30,15 @@ def parse(kind: type[T], argv: Sequence[str], command: str, sentence: str, speak
     given = read_toml(kind, Path(file)) if file else {}
     built: T = build(kind, {**given, **flags})
     return built
+
+
+def run_alone(main: Callable[[list[str]], int]) -> typing.NoReturn:
+    """Be a program that is no rank of a job: ends with the status of `main`, and with 2 where it raises InputError."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 class _Help(argparse.HelpFormatter):

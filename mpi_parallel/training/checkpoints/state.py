@@ -1,4 +1,4 @@
-"""What a run's future depends on, captured into memory and put back: nothing here knows of files.
+"""What a run's future depends on, captured into memory: nothing here knows of files.
 
 Beside data and options, which the run has anyway, these are flat arrays as long as the store (the weights, and the
 optimizer's moments), of which a rank need only keep its share, and a few numbers, alike on all ranks.
@@ -72,10 +72,3 @@ class Snapshot:
         for name, array in flat_arrays(run).items():
             self.arrays[name][...] = device.to_host(array[self.span])
         self.numbers = standing(run)
-
-    def put_back(self, run: Run) -> None:
-        """The run stands as when this was taken, in this slice; all ranks together have to put back all slices."""
-        device = run.engine.store.device
-        for name, array in flat_arrays(run).items():
-            array[self.span] = device.to_device(self.arrays[name])
-        stand(run, self.numbers)
