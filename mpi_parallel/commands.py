@@ -129,6 +129,12 @@ COMMANDS: dict[str, Command] = {
         mpirun -n 2 {benchmark data}                                 reading, converting and streaming
         """,
     ),
+    "benchmark checkpoint": Command(
+        "benchmark.checkpoint:CheckpointConfig",
+        """
+        mpirun -n 2 {benchmark checkpoint} --folder /scratch/me      what saving costs, on that disk
+        """,
+    ),
     "benchmark imports": Command(
         "benchmark.imports:ImportConfig",
         """

@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from mpi4py import MPI
 
 import mpi_parallel
+from mpi_parallel.benchmark import __main__ as benchmarks
 from mpi_parallel.commands import COMMANDS, VERBS, examples
+from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError
 from mpi_parallel.options.command_line import parse
 from tests.once import once
 
@@ -49,6 +53,14 @@ def test_every_entry_point_is_in_the_table():
     entries = {path.stem for path in package.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
     entries |= {path.parent.name for path in package.glob("*/__main__.py")}
     assert entries - {"__main__", "completion"} == set(VERBS)
+    assert {name for name in COMMANDS if " " in name} == {f"benchmark {verb}" for verb in benchmarks.VERBS}
+
+
+def test_benchmark_lists_what_it_measures(capsys):
+    assert benchmarks.main(Communicator(MPI.COMM_SELF), ["--help"]) == 0
+    assert re.search(r"^  checkpoint +Measure what checkpoints cost", capsys.readouterr().out, re.MULTILINE)
+    with pytest.raises(InputError, match=r"benchmark of what\?.*\(got stepp; did you mean step\?\)"):
+        benchmarks.main(Communicator(MPI.COMM_SELF), ["stepp"])
 
 
 def test_help_ends_with_examples(capsys):

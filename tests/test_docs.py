@@ -1,11 +1,15 @@
 """The pages of docs/: what they show is run as it stands there."""
 
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from mpi_parallel.commands import COMMANDS
+from mpi_parallel.options.command_line import parse
 from tests.docs import DOCS, blocks
 from tests.launch import launch
 from tests.once import once
@@ -34,6 +38,19 @@ def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
     (tmp_path / "tutorial.py").write_text("\n".join(program))
     ended = launch(None, "tutorial.py", deadline=110, env=environment, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@once
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.stem)
+def test_commands_can_be_typed(page):
+    """The options of every command line on a page are those of the command."""
+    for verb, rest in re.findall(
+        r"python -m mpi_parallel\.([a-z]+)((?: [^`\n]*)?)", page.read_text("utf-8").replace("\\\n", "")
+    ):
+        words = shlex.split(re.split(r" #|   | [|>]|&&|[;)]", rest.replace("'", "").replace("…", ""))[0])
+        name = f"{verb} {words.pop(0)}" if verb == "benchmark" and words else verb
+        if name != "benchmark" and "--help" not in words:
+            parse(COMMANDS[name].kind, words if "--config" not in words else ["--data", "train.h5"], name, "")
 
 
 def test_every_page_has_a_title_and_no_stray_fence():
