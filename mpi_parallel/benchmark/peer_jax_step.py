@@ -1,8 +1,8 @@
 """A training step of the same network in JAX on one device: many steps in one compiled `lax.scan`.
 
-A program of its own, with nothing of ours: python peer_jax_step.py '{"features": 784, "hidden": [128, 64], ...}'
-prints seconds a step as JSON. Images are uint8 in the device's memory; a step gathers and standardises its rows, as
-ours does.
+A program of its own, with nothing of ours: python peer_jax_step.py '{"shapes": [{"features": 784, ...}], ...}'
+prints seconds a step as JSON, a line for each shape. Images are uint8 in the device's memory; a step gathers and
+standardises its rows, as ours does.
 """
 
 from __future__ import annotations
@@ -18,20 +18,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROWS, STEPS = 8192, 64
+ROWS, STEPS, FEW = 8192, 64, 8  # steps of a scan, few where one takes milliseconds
+LARGE = 1e9  # products of a row's numbers and weights, in a step
 
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    if options["precision"] in ("float32", "tf32"):
-        how = {"float32": "highest", "tf32": "tensorfloat32"}[options["precision"]]
-        jax.config.update("jax_default_matmul_precision", how)  # type: ignore[no-untyped-call, unused-ignore]
+    for shape in options["shapes"]:
+        told = {"shape": shape["name"], "way": "scan", "jax": jax.__version__, "on": jax.default_backend()}
+        try:
+            if options["device"] == "cuda" and jax.default_backend() != "gpu":
+                raise RuntimeError("this JAX finds no GPU")
+            told["step_seconds"] = measure(shape, options["seconds"])
+        except Exception as error:  # one that fails is told, and the next one tried
+            told["error"] = f"{type(error).__name__}: {error}"
+        print(json.dumps(told), flush=True)
+
+
+def measure(options: Any, seconds: float) -> float:
+    """Seconds of a step, the median of some scans after a warm-up."""
+    how = {"float32": "highest", "tf32": "tensorfloat32"}.get(options["precision"], "default")
+    jax.config.update("jax_default_matmul_precision", how)  # type: ignore[no-untyped-call, unused-ignore]
     half = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}.get(options["precision"], jnp.float32)
     widths, batch = [options["features"], *options["hidden"], options["classes"]], options["batch_size"]
+    count = STEPS if batch * sum(i * o for i, o in pairwise(widths)) < LARGE else FEW
     random = np.random.default_rng(0)
     images = jnp.asarray(random.integers(0, 256, (ROWS, widths[0]), np.uint8))
     labels = jnp.asarray(random.integers(0, widths[-1], ROWS), jnp.int32)
-    order = jnp.asarray(random.integers(0, ROWS, (STEPS, batch)))
+    order = jnp.asarray(random.integers(0, ROWS, (count, batch)))
     weights = [
         (jnp.asarray(random.normal(size=(i, o)) * (2 / (i + o)) ** 0.5, jnp.float32), jnp.zeros(o))
         for i, o in pairwise(widths)
@@ -58,14 +72,13 @@ def main() -> None:
 
     scan = jax.jit(lambda state: jax.lax.scan(step, state, order))
     times: list[float] = []
-    ends = time.perf_counter() + options["seconds"]
+    ends = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < ends:
         began = time.perf_counter()
         state, losses = scan(state)
         losses.block_until_ready()
-        times.append((time.perf_counter() - began) / STEPS)
-    told = {"way": "scan", "step_seconds": median(times[1:]), "jax": jax.__version__, "on": jax.default_backend()}
-    print(json.dumps(told), flush=True)
+        times.append((time.perf_counter() - began) / count)
+    return median(times[1:])
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """A training step of the same network in PyTorch on one GPU, in the ways in which one would write it for speed.
 
-A program of its own, with nothing of ours: python peer_torch_step.py '{"features": 784, "hidden": [128, 64], ...}'
-prints seconds a step as JSON, a line for each of `eager`, `compile` (torch.compile) and `graph` (the whole step in a
-CUDA graph, fused Adam). Images are uint8 in the GPU's memory; a step gathers and standardises its rows, as ours does.
+A program of its own, with nothing of ours: python peer_torch_step.py '{"shapes": [{"features": 784, ...}], ...}'
+prints seconds a step as JSON, a line for each shape and each of `eager`, `compile` (torch.compile) and `graph` (the
+whole step in a CUDA graph, fused Adam). Images are uint8 in the GPU's memory; a step gathers and standardises its
+rows, as ours does.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import median
 from typing import Any
 
@@ -23,18 +25,22 @@ ROWS = 8192
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    torch.backends.cuda.matmul.allow_tf32 = options["precision"] == "tf32"
     device = torch.device(options["device"])
-    for way in options["ways"]:
+    for shape, way in product(options["shapes"], options["ways"]):
+        told: dict[str, Any] = {"shape": shape["name"], "way": way, "torch": torch.__version__}
         try:
-            told = {"way": way, "step_seconds": measure(steps_of(way, options, device), options["seconds"], device)}
+            told["step_seconds"] = measure(steps_of(way, shape, device), options["seconds"], device)
         except Exception as error:  # one way that fails is told, and the next one tried
-            told = {"way": way, "error": f"{type(error).__name__}: {error}"}
-        print(json.dumps({**told, "torch": torch.__version__}), flush=True)
+            told["error"] = f"{type(error).__name__}: {error}"
+        print(json.dumps(told), flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def steps_of(way: str, options: Any, device: torch.device) -> Callable[[], None]:
     """A function that takes one step, all of which are alike in shape."""
+    torch.backends.cuda.matmul.allow_tf32 = options["precision"] == "tf32"
     torch.manual_seed(0)
     widths, batch = [options["features"], *options["hidden"], options["classes"]], options["batch_size"]
     images = torch.randint(0, 256, (ROWS, widths[0]), dtype=torch.uint8, device=device)
