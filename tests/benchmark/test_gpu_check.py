@@ -12,6 +12,7 @@ from tests.once import once
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu_parts  # noqa: E402
 import gpu_wheels  # noqa: E402
 from gpu_parts import Part, json_lines, run  # noqa: E402
 from gpu_table import table, targets  # noqa: E402
@@ -69,9 +70,9 @@ class TestAPart:
 
     def test_that_is_late_leaves_nothing_also_of_what_went_its_own_way(self, tmp_path, monkeypatch):
         """As the ranks of an mpirun that does not react: in sessions of their own, and with the part's output open."""
-        child = (
-            f"import os, time; os.setsid(); open('{tmp_path / 'pid'}', 'w').write(str(os.getpid())); time.sleep(600)"
-        )
+        monkeypatch.setattr(gpu_parts, "GRACE", 0.5)
+        file = tmp_path / "pid"
+        child = f"import os, time; os.setsid(); open('{file}', 'w').write(str(os.getpid())); time.sleep(600)"
         parent = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
         code = f"import signal, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); {parent}"
         assert self.taken(python(code), seconds=2)["status"] == "late"
