@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_parts import ROOT, Part, has, json_lines, last_line, mpirun, run, without_ours
+from gpu_parts import ROOT, Part, has, json_lines, mpirun, run, summary, without_ours
 from gpu_table import hardware, targets, versions, write
 
 PEERS = ROOT / "mpi_parallel" / "benchmark"
@@ -72,10 +72,10 @@ def all_parts(options: argparse.Namespace) -> Iterator[Part]:
     parity = [sys.executable, "benchmarks/parity.py", "--device", options.device, "--steps"]
     no_gpu = "needs a GPU" if options.device == "cpu" else None
     yield Part("parity with the CPU", [*parity, "6" if options.tiny else "20"], 60, json_lines)
-    yield tests("tests marked gpu", [sys.executable], "gpu", "tests", 90, no_gpu)
+    yield tests("tests marked gpu", [sys.executable], "gpu", 90, no_gpu)
     for ranks in (2, 4):
         command, which = [mpirun(), "-n", str(ranks), sys.executable], "gpu and parallel[match]"
-        yield tests(f"tests marked gpu, {ranks} ranks", command, which, "tests/result_merging", 40, no_gpu)
+        yield tests(f"tests marked gpu, {ranks} ranks", command, which, 40, no_gpu)
     shapes = [(SMALL, 8, "bfloat16")] if options.tiny else SHAPES
     for shape in shapes:
         yield ours(f"ours, {named(*shape)}", shape, options)
@@ -92,10 +92,14 @@ def all_parts(options: argparse.Namespace) -> Iterator[Part]:
         yield peer("torch", [shape for shape in shapes if shape[2] != "tf32"], ["compile"], 120, options)
 
 
-def tests(name: str, python: list[str], which: str, where: str, seconds: float, needs: str | None) -> Part:
-    """pytest; a warning of a CuPy that we have not met is no failure here."""
+def tests(name: str, python: list[str], which: str, seconds: float, needs: str | None) -> Part:
+    """pytest, on files with such tests alone: others import what is not needed here, and may not be there.
+
+    A warning of a CuPy that we have not met is no failure.
+    """
+    files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text())
     quiet = ["-q", "--color=no", "-W", "default", "-p", "no:cacheprovider"]
-    return Part(name, [*python, "-m", "pytest", *quiet, "-m", which, where], seconds, last_line, needs)
+    return Part(name, [*python, "-m", "pytest", *quiet, "-m", which, *files], seconds, summary, needs)
 
 
 def sanitized(check: str, parity: list[str], needs: str | None) -> Part:
@@ -103,7 +107,7 @@ def sanitized(check: str, parity: list[str], needs: str | None) -> Part:
     tool = sanitizer()
     missing = None if tool else "there is no compute-sanitizer on PATH or in /usr/local/cuda*/bin"
     command = [str(tool), "--tool", check, "--error-exitcode", "9", *parity, "3", "--precisions", "float16"]
-    return Part(f"compute-sanitizer {check}", command, 60, last_line, needs or missing)
+    return Part(f"compute-sanitizer {check}", command, 60, summary, needs or missing)
 
 
 def peer(name: str, shapes: list[Shape], ways: list[str], seconds: float, options: argparse.Namespace) -> Part:

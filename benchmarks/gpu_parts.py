@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,9 +108,10 @@ def json_lines(output: str) -> list[Any]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def last_line(output: str) -> str:
-    """The last line."""
-    return (output.strip().splitlines() or [""])[-1]
+def summary(output: str) -> str:
+    """How pytest sums up; else the last line that says something."""
+    lines = [line.strip() for line in output.splitlines() if re.search(r"\w", line)]
+    return next((line for line in reversed(lines) if re.search(r" in [\d.]+s", line)), lines[-1] if lines else "")
 
 
 def has(python: str, module: str) -> bool:
