@@ -46,6 +46,15 @@ def test_all_of_it_runs_on_a_cpu_at_sizes_that_prove_nothing(tmp_path):
     assert "left out: /usr/bin/false has no torch" in shown
 
 
+def test_the_tests_for_gpus_import_what_a_bare_machine_has():
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+    code = f"import {', '.join(names)}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    imported = subprocess.run(python(code), capture_output=True, text=True, cwd=ROOT, timeout=60).stdout.split()
+    assert {"numpy", "mpi_parallel"} <= set(imported)
+    assert not {"PIL", "jax", "matplotlib", "onnx", "safetensors", "scipy", "sklearn", "torch"} & set(imported)
+
+
 def python(code):
     return [sys.executable, "-c", code]
 
