@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
+from timeit import repeat
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
 
     seconds, count = measure(lambda: steps(next(batches)), options.seconds, device, comm, engine.clock.reset)
     phases = {name: engine.clock.seconds[name] / count for name in PHASES}
+    accounting = _accounting(lambda: steps(next(batches)), engine.clock)
     choice.merger.close()
     products = 2 * options.batch_size * (3 * model.store.size - options.features * (model.widths[1]))
     return {
@@ -109,9 +111,31 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
         "seconds_by_phase": phases,
+        "accounting_share": accounting / seconds,
         "step_gflops": products / seconds / 1e9,
         "matmul_gflops": measure_matmul(device, comm, config.device.precision, min(1.0, options.seconds)),
     }
+
+
+class Changes:
+    """Hears how often the clock changes its phase."""
+
+    count = 0
+
+    def change(self, now: float, step: int, name: str, micro: int | None) -> None:
+        self.count += 1
+
+    def beside(self, step: int, lane: str, name: str, begun: float, ended: float) -> None:
+        """Nothing changes."""
+
+
+def _accounting(step: Callable[[], None], clock: Clock) -> float:
+    """Seconds of a step that go into telling where its time goes: its changes of phase, each as long as one alone."""
+    heard, watch, calls = Changes(), Clock(), 10_000
+    clock.listeners += (heard,)
+    step()
+    clock.listeners = clock.listeners[:-1]
+    return heard.count * min(repeat(lambda: watch.enter("compute", "forward"), number=calls, repeat=5)) / calls
 
 
 class Numbered:
@@ -175,7 +199,7 @@ def _show(figures: dict[str, Any]) -> None:
     print(f"{figures['ranks']} ranks, {library()}, {figures['device']}, merged by {figures['merge']}")
     print(f"how        {figures['precision']}, steps {'captured' if figures['graphs'] else 'told by the host'}")
     print(f"step       {1e6 * figures['step_seconds']:10.1f} us   {figures['samples_per_second']:,.0f} samples/s")
-    print(f"of these   {phases} us")
+    print(f"of these   {phases} us, {figures['accounting_share']:.2%} of them for these accounts")
     for bucket in figures["buckets"]:
         begun, ended = 1e6 * bucket["begun"], 1e6 * bucket["ended"]
         print(f"bucket     {bucket['weights']:10,} weights from {begun:8.0f} to {ended:8.0f} us after backward")

@@ -57,7 +57,13 @@ def arithmetic(world: Communicator, device: Device, threads: int) -> Section:
     section = Section("arithmetic")
     host = Host()
     section.tell("device", device.describe(), device=device.kind, describe=device.describe())
-    section.tell("cores", f"{host.describe()}; {threads} a rank", host=host.describe(), kernels=host.kernels.name)
+    beside = "" if device.kind == host.kind else f"{host.describe()}; "  # what cores do beside a GPU
+    section.tell(
+        "cores",
+        f"{beside}{threads} thread{'s' * (threads > 1)} a rank",
+        host=host.describe(),
+        kernels=host.kernels.name,
+    )
     pinned = {
         name: value for name in os.environ if name.startswith(("OPENBLAS_", "OMP_")) and (value := os.environ[name])
     }
