@@ -26,6 +26,7 @@ from mpi_parallel.training.checkpoints.resume import find, take_up
 from mpi_parallel.training.checkpoints.saver import open_saver
 from mpi_parallel.training.checkpoints.start import start
 from mpi_parallel.training.faults.legacy import Forgetful, Heritage
+from mpi_parallel.training.faults.signals import StopRequest
 from mpi_parallel.training.faults.survival import survive
 from mpi_parallel.training.faults.watchdog import Watchdog
 from mpi_parallel.training.fit import fit
@@ -42,19 +43,20 @@ SENTENCE = "Train an image classifier on all ranks: mpirun -n 4 python -m mpi_pa
 def main(world: Communicator, arguments: list[str]) -> int:
     """Train as the options say, watched over; the exit status."""
     config = parse(TrainConfig, arguments, "mpi_parallel.train", SENTENCE, speaks=world.rank == 0)
-    if config.run.survive:
-        survive(world, partial(train, config=config), seconds_of(config.run.hang_timeout))
-    return train(world, Forgetful(), config)
+    with StopRequest() as stop:
+        if config.run.survive:
+            survive(world, partial(train, config=config, stop=stop), seconds_of(config.run.hang_timeout))
+        return train(world, Forgetful(), config, stop)
 
 
-def train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
+def train(world: Communicator, legacy: Heritage, config: TrainConfig, stop: StopRequest) -> int:
     """Build the run from its options, then fit, under the eyes of a watchdog; the exit status."""
     config = legacy.claim(config)
     with Watchdog(world, seconds_of(config.run.hang_timeout), config.run.survive):
-        return _train(world, legacy, config)
+        return _train(world, legacy, config, stop)
 
 
-def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
+def _train(world: Communicator, legacy: Heritage, config: TrainConfig, stop: StopRequest) -> int:
     node = world.node()
     threads = settle_threads(config.threads, node)
     device = open_device(config.device.device, node.rank, config.device.precision, measure=config.groups is None)
@@ -73,7 +75,8 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig) -> int:
     folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)
     folder.show_on(open_board(config.run.tensorboard, folder.path, world.rank == 0))
     merger = over_grid(choice.merger, grid)
-    run = Run(config, world, grid.speaks, engine, merger, optimizer, training, validation, test, data, folder, trace)
+    rows = training, validation, test
+    run = Run(config, world, grid.speaks, engine, merger, optimizer, *rows, data, folder, trace, stop)
     legacy.watch(run)
     facts = identity_of(run, grid, threads)
     run.saver = open_saver(run, facts)

@@ -30,6 +30,7 @@ from mpi_parallel.train import train
 from mpi_parallel.training.banner import library
 from mpi_parallel.training.checkpoints.skeleton import write
 from mpi_parallel.training.faults.legacy import Forgetful
+from mpi_parallel.training.faults.signals import StopRequest
 
 SENTENCE = "Measure what checkpoints cost a run, and the rate at which a large one is written against the disk's."
 FEATURES, CLASSES, ROWS = 784, 10, 60_000  # of images like Fashion-MNIST's
@@ -133,7 +134,7 @@ class Runs:
         out = self.folder / f"{self.data.stem}-{self.count}"
         given = ["--data", str(self.data), "--out", str(out), "--progress", "none", "--no-report"]
         config = parse(TrainConfig, [*given, *options], "mpi_parallel.train", "", speaks=False)
-        train(self.world, Forgetful(), config)
+        train(self.world, Forgetful(), config, StopRequest())
         self.world.meet()
         events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         checkpoints = [event for event in events if event["event"] == "checkpoint"]

@@ -21,7 +21,6 @@ from mpi_parallel.training import closing
 from mpi_parallel.training.ahead import Steps, in_order
 from mpi_parallel.training.faults.bad_numbers import LISTED, diagnose
 from mpi_parallel.training.faults.replicas import compares_replicas, replicas_differ
-from mpi_parallel.training.faults.signals import StopRequest
 from mpi_parallel.training.faults.time_limit import time_limit_of
 from mpi_parallel.training.log import logger
 from mpi_parallel.training.pacing import open_steps
@@ -35,7 +34,8 @@ TOLD_APART = 256  # of more ranks an epoch's line tells the mean and the slowest
 
 def fit(run: Run) -> int:
     """Train until there is a reason to stop; the exit status."""
-    stop = StopRequest(time_limit_of(run.config.run.time_limit) if run.comm.rank == 0 else None)
+    if run.comm.rank == 0:
+        run.stop.limit = time_limit_of(run.config.run.time_limit)
     progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0, run.config.batch.batch_size)
     run.folder.show_through(progress)
     reason, run.patience.epochs = "finished", run.config.run.early_stop
@@ -47,7 +47,7 @@ def fit(run: Run) -> int:
                 run.before = run.sums[2]
                 reason = _end_epoch(run)
             while run.step < run.total_steps and reason == "finished":
-                reason = _train_epoch(run, steps, progress, stop)
+                reason = _train_epoch(run, steps, progress)
                 if reason == "finished":
                     reason = _end_epoch(run)
             return _end(run, reason)
@@ -57,10 +57,9 @@ def fit(run: Run) -> int:
                 rows.close()
         progress.close()
         run.folder.close()
-        stop.restore()
 
 
-def _train_epoch(run: Run, steps: Steps, progress: Any, stop: StopRequest) -> str:
+def _train_epoch(run: Run, steps: Steps, progress: Any) -> str:
     """Take the steps of one epoch; why they ended."""
     batch, clock, saver = run.config.batch, run.engine.clock, run.saver
     clock.reset()
@@ -74,7 +73,7 @@ def _train_epoch(run: Run, steps: Steps, progress: Any, stop: StopRequest) -> st
     def before(number: int) -> tuple[bool, bool]:
         clock.step = number + 1
         PULSE.take(number + 1)
-        return stop.before_step(saver.took, steps.ahead), saver.due()
+        return run.stop.before_step(saver.took, steps.ahead), saver.due()
 
     def rests(taken: int) -> bool:
         return saver.wants(taken) or compares_replicas(run, taken)
@@ -96,7 +95,7 @@ def _train_epoch(run: Run, steps: Steps, progress: Any, stop: StopRequest) -> st
             return "replicas-differ"
         saver.after_step(run, totals.save)
         if totals.stop:
-            return stop.reason
+            return run.stop.reason
     return "finished"
 
 

@@ -11,6 +11,7 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.training.checkpoints.saver import Never
 from mpi_parallel.training.faults.legacy import Forgetful, Heritage
+from mpi_parallel.training.faults.signals import StopRequest
 from mpi_parallel.training.log import RunFolder
 from mpi_parallel.training.step import Engine, Merger
 from mpi_parallel.training.trace import NoTrace, Trace
@@ -44,6 +45,7 @@ class Run:
     data: ImageSet
     folder: RunFolder
     trace: Trace | NoTrace
+    stop: StopRequest
     saver: Never = field(default_factory=Never)
     step: int = 0
     epochs: int = 0  # completed

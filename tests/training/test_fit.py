@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpi_parallel import train as program
 from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.mlp import MLP
@@ -179,6 +180,25 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(train, shared_path, num
     assert f"--config {out}/config.toml --out {out} --resume auto" in (out / "log.txt").read_text()
     statuses = MPI.COMM_WORLD.allgather(status)
     assert statuses == [75] * (last + 1)
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("place", ["open_image_set", "TrainingRows", "open_merger", "find", "announce"])
+def test_who_is_asked_to_stop_before_training_begins_takes_one_step(train, place, monkeypatch):
+    verb = getattr(program, place)
+
+    def asked(*arguments, **named):
+        if MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return verb(*arguments, **named)
+
+    monkeypatch.setattr(program, place, asked)
+    status, events = train("--epochs", 10**6, "--checkpoint-every", "1h")
+    assert status == 75
+    assert (events[-1]["reason"], events[-1]["step"]) == ("signal", 1)
+    monkeypatch.undo()
+    status, events = train("--steps", 3, "--checkpoint-every", "1h", "--resume", "auto")
+    assert (status, events[-1]["step"]) == (0, 3)
 
 
 def signal_later(metrics, number):

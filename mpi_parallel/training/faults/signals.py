@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from types import FrameType
+from types import FrameType, TracebackType
 
 from mpi_parallel.training.faults.time_limit import TimeLimit
 
@@ -12,13 +12,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """True once this rank got one of SIGNALS. The second SIGINT is not caught and ends the process at once."""
+    """Within it, true once this rank got one of SIGNALS. The second SIGINT is not caught, and ends the process at once.
 
-    def __init__(self, limit: TimeLimit | None = None) -> None:
-        """`limit` is looked at before each step, on the rank that has one."""
+    It begins before the data are read: who is asked to stop then takes the first step, and stops after it.
+    """
+
+    def __init__(self) -> None:
         self.asked = False
-        self._limit = limit
+        self.limit: TimeLimit | None = None  # looked at before each step, on the rank that has one
+
+    def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave the signals as they were."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return self.asked
@@ -28,17 +40,12 @@ class StopRequest:
 
         With `ahead` so many steps are under way, and as many will be before anybody hears what is said here.
         """
-        return self.asked or (self._limit is not None and self._limit.near(saving, ahead))
+        return self.asked or (self.limit is not None and self.limit.near(saving, ahead))
 
     @property
     def reason(self) -> str:
         """Why the run stops, as the end event tells it."""
-        return "time-limit" if self._limit is not None and self._limit.reached and not self.asked else "signal"
-
-    def restore(self) -> None:
-        """Leave the signals as they were."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        return "time-limit" if self.limit is not None and self.limit.reached and not self.asked else "signal"
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

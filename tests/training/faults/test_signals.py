@@ -10,9 +10,8 @@ from mpi_parallel.training.faults.signals import SIGNALS, StopRequest
 
 @pytest.fixture
 def stop():
-    request = StopRequest()
-    yield request
-    request.restore()
+    with StopRequest() as request:
+        yield request
 
 
 def test_nobody_has_asked(stop):
@@ -40,8 +39,7 @@ def test_the_second_interrupt_is_not_caught(stop):
 
 def test_signals_are_left_as_they_were():
     before = [signal.getsignal(number) for number in SIGNALS]
-    request = StopRequest()
-    assert [signal.getsignal(number) for number in SIGNALS] != before
-    os.kill(os.getpid(), signal.SIGINT)
-    request.restore()
+    with StopRequest():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in SIGNALS] == before
