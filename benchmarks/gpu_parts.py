@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,11 +85,21 @@ def _taken(part: Part, seconds: float) -> tuple[str, str, str]:
 
 
 def _end(mark: str) -> None:
-    """Kill whatever has this mark: nothing of a part may share the GPU with the next one."""
+    """Kill whatever has this mark, until it is gone: nothing of a part may share the GPU with the next one."""
+    ends = time.monotonic() + GRACE
+    while (left := list(_marked(mark))) and time.monotonic() < ends:
+        for process in left:
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _marked(mark: str) -> Iterator[int]:
+    """The processes that have it."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
+                yield int(folder.name)
 
 
 def without_ours() -> dict[str, str | None]:
