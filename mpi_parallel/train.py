@@ -9,7 +9,7 @@ from mpi_parallel.data_parallel.augmentation import augmentation_of
 from mpi_parallel.data_parallel.dataset import ImageSet, open_image_set
 from mpi_parallel.data_parallel.loader import Rows, TrainingRows, class_count, evaluation_rows
 from mpi_parallel.data_parallel.memory import budget_of
-from mpi_parallel.device import Device, open_device
+from mpi_parallel.device import Device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid
@@ -25,6 +25,7 @@ from mpi_parallel.training.checkpoints.identity import identity_of
 from mpi_parallel.training.checkpoints.resume import find, take_up
 from mpi_parallel.training.checkpoints.saver import open_saver
 from mpi_parallel.training.checkpoints.start import start
+from mpi_parallel.training.devices import settle_device
 from mpi_parallel.training.faults.legacy import Forgetful, Heritage
 from mpi_parallel.training.faults.signals import StopRequest
 from mpi_parallel.training.faults.survival import survive
@@ -59,7 +60,7 @@ def train(world: Communicator, legacy: Heritage, config: TrainConfig, stop: Stop
 def _train(world: Communicator, legacy: Heritage, config: TrainConfig, stop: StopRequest) -> int:
     node = world.node()
     threads = settle_threads(config.threads, node)
-    device = open_device(config.device.device, node.rank, config.device.precision, measure=config.groups is None)
+    device = settle_device(config.device.device, node, world, config.device.precision, config.groups is None)
     PULSE.enter("settling the layout")
     data = open_image_set(config.data, config.batch.seed, world)
     layout = settle_layout(config, data, world.on(device), node)

@@ -10,10 +10,11 @@ from statistics import median
 from typing import Any
 
 from mpi_parallel.config.running import DeviceOptions
-from mpi_parallel.device import Device, open_device
+from mpi_parallel.device import Device
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import to_tables
 from mpi_parallel.training.banner import settle_threads, versions
+from mpi_parallel.training.devices import settle_device
 
 ROUNDS = 7  # the median of so many is told
 
@@ -22,7 +23,7 @@ def settle(options: DeviceOptions, world: Communicator) -> tuple[Device, int]:
     """The device that was asked for, and how many threads a rank has, as in training."""
     node = world.node()
     threads = settle_threads(options.threads, node)
-    return open_device(options.device, node.rank, options.precision), threads
+    return settle_device(options.device, node, world, options.precision), threads
 
 
 def keep(figures: dict[str, Any], config: Any, to: str | None, world: Communicator) -> None:

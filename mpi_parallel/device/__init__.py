@@ -25,7 +25,7 @@ def open_device(kind: str, node_rank: int, precision: str = "float32", measure: 
         return cuda.Cuda(node_rank, precision, measure)
     except NoGPU as error:
         if kind == "auto":
-            return Host()
+            return Host(error.hint)
         raise InputError(f"--device cuda: {error}") from None
 
 

@@ -27,6 +27,7 @@ class Cuda:
     """Arrays in the memory of one GPU, computed on one stream."""
 
     kind = "cuda"
+    lacks = ""
 
     def __init__(self, node_rank: int, precision: str = "float32", measure: bool = True) -> None:
         """Take this rank's GPU: ranks of a node take the GPUs that they see in turn. Raises NoGPU.

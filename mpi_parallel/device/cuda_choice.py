@@ -12,12 +12,18 @@ from mpi_parallel.options import InputError
 
 TOO_OLD = ("cudaErrorInsufficientDriver", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "cudaErrorUnsupportedPtxVersion")
 HIDDEN = "CUDA_VISIBLE_DEVICES"
+OLDEST = 12  # CUDA for which there is an extra of this package
 # Exceptions of CuPy by their names, as only runs on a GPU import it.
 OUT_OF_MEMORY, LOST = "OutOfMemoryError", ("CUDARuntimeError", "CUDADriverError", "NcclError", "CUBLASError")
 
 
 class NoGPU(Exception):
     """There is no GPU to be had, and why."""
+
+    @property
+    def hint(self) -> str:
+        """The same where CuPy is installed, and so a GPU expected; else nothing."""
+        return "" if isinstance(self.__cause__, ModuleNotFoundError) else str(self)
 
 
 class Chosen(NamedTuple):
@@ -35,7 +41,7 @@ def import_cupy() -> ModuleType:
     except ImportError as error:
         raise NoGPU(
             f"CuPy cannot be imported ({error}); install mpi_parallel[cuda12] or mpi_parallel[cuda13]"
-        ) from None
+        ) from error
     module: ModuleType = cupy
     return module
 
@@ -72,9 +78,10 @@ def driver_complaint(cupy: ModuleType) -> None:
     """Raises NoGPU where the driver is of an older major version than CuPy's CUDA: nothing would run."""
     driver, runtime = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
     if driver // 1000 < runtime // 1000:
+        install = f"install mpi_parallel[cuda{driver // 1000}], or " if driver // 1000 >= OLDEST else ""
         raise NoGPU(
             f"the NVIDIA driver runs CUDA up to {_version(driver)}, and CuPy {cupy.__version__} is built for "
-            f"{_version(runtime)}: install mpi_parallel[cuda{driver // 1000}], or have the driver updated"
+            f"{_version(runtime)}: {install}have the driver updated"
         )
 
 

@@ -30,7 +30,8 @@ class Host:
     place = ""
     can_capture = True
 
-    def __init__(self) -> None:
+    def __init__(self, lacks: str = "") -> None:
+        self.lacks = lacks
         self.xp: ModuleType = np
         self.kernels = best_kernels()
 

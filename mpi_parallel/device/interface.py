@@ -166,6 +166,7 @@ class Device(Protocol):
 
     kind: str  # "cpu" or "cuda"
     place: str  # which of the node's GPUs it is; "" for the node itself
+    lacks: str  # why it is not the GPU that `auto` looked for; "" where nothing hints at one
     xp: ModuleType  # the array module: numpy or cupy
 
     @property

@@ -18,7 +18,6 @@ from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Rows, evaluation_
 from mpi_parallel.data_parallel.memory import budget_of
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.split import Split
-from mpi_parallel.device import open_device
 from mpi_parallel.exchange.trained import About
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import ProcessGrid, divided
@@ -26,6 +25,7 @@ from mpi_parallel.options import InputError, option
 from mpi_parallel.options.values import at_least, memory_size
 from mpi_parallel.training.banner import settle_threads
 from mpi_parallel.training.checkpoints.saved import Saved, open_saved
+from mpi_parallel.training.devices import settle_device
 from mpi_parallel.training.layout import open_engine, open_model
 
 
@@ -93,7 +93,7 @@ class Applied:
         """This rank's part of the network, and of the rows."""
         node = world.node()
         settle_threads(options.threads, node)
-        device = open_device(options.device, node.rank, options.precision)
+        device = settle_device(options.device, node, world, options.precision)
         self.grid = ProcessGrid(world.on(device), options.pipe, options.tensor)
         self.model = open_model(device, self.network.widths, self.grid, 0.0, None, options.precision)
         comm, self._sees = self.grid.data.on_host(), self.grid.pipe.rank == 0  # later stages look at labels alone

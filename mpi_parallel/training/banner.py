@@ -82,6 +82,8 @@ def announce(run: Run, grid: ProcessGrid, threads: int, choice: Choice, plan: La
             logger.info(f"gpu         {line}")
         for double in doubles:
             logger.warning(double)
+    if device.lacks:
+        logger.warning(f"no GPU is used: {device.lacks}")
     if complaint := blas_complaint():
         logger.warning(complaint)
 

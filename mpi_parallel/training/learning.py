@@ -14,7 +14,6 @@ from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.arrays import image_set
 from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.data_parallel.replica import Replica
-from mpi_parallel.device import open_device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.exchange.trained import Trained
 from mpi_parallel.mpi.communicator import Communicator
@@ -25,6 +24,7 @@ from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.metrics import Score, score
 from mpi_parallel.training.ahead import Steps, in_order
 from mpi_parallel.training.banner import settle_threads
+from mpi_parallel.training.devices import settle_device
 from mpi_parallel.training.pacing import open_steps
 
 
@@ -40,7 +40,7 @@ def learn(
         node = comm.node()
         lent.callback(node.free)
         settle_threads(config.threads, node)
-        device = open_device(config.device.device, node.rank, config.device.precision)
+        device = settle_device(config.device.device, node, comm, config.device.precision)
         comm = comm.on(device)
         data = image_set(images_NF, labels_N, classes)
         training = TrainingRows(data, batch.shards, batch.seed, comm, device, groups=config.groups)

@@ -226,6 +226,7 @@ class Strict:
 
     kind = "strict"
     place = ""
+    lacks = ""
     can_capture = True
 
     def __init__(self) -> None:

@@ -53,7 +53,9 @@ def events(path: Path, kind: str) -> list[dict]:
 @once
 class TestRuns:
     def test_ranks_with_a_gpu_each_train_and_tell_who_has_which(self, path):
-        done = train(path, 2, "--device", "cuda", "--precision", "bfloat16", "--epochs", "8", "--lr", "0.01", gpus=2)
+        done = train(
+            path, 2, "--device", "cuda", "--precision", "bfloat16", "--epochs", "8", "--lr", "0.01", gpus=2, late=1
+        )
         assert done.returncode == 0, done.stderr
         shown = (path.parent / "run" / "log.txt").read_text()
         assert "rank 0: Emulated GPU at 0000:00:00.0 on " in shown
@@ -71,11 +73,18 @@ class TestRuns:
         assert events(path, "start")[0]["device"] == "cuda"
 
     def test_a_gpu_that_is_lost_ends_the_job_and_tells_what_to_do(self, path):
-        done = train(path, 2, "--epochs", "100", gpus=2, launches=200)
+        done = train(path, 2, "--epochs", "100", gpus=1, launches=200, late=1, rank=1)
         assert done.returncode not in (0, 2, 3, 75)
         assert "the GPU failed: cudaErrorECCUncorrectable" in done.stderr
+        assert "rank 1 on " in done.stderr
         assert "--resume auto" in done.stderr
         assert "Traceback" not in done.stderr
+
+    def test_a_rank_without_a_gpu_among_others_is_refused_with_the_reason(self, path):
+        done = train(path, 2, gpus=0, rank=1)
+        assert done.returncode == 2, done.stderr
+        assert "--device auto finds a GPU for 1 of 2 ranks, such as rank 0 on" in done.stderr
+        assert "(CuPy finds no GPU (CUDA_VISIBLE_DEVICES hides all of them?))" in done.stderr
 
     def test_too_little_memory_is_the_users_to_mend(self, path):
         done = train(path, 1, "--hidden", "4000", "4000", memory=40 << 20)

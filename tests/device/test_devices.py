@@ -1,5 +1,6 @@
 """Which device a run gets, and that the maths runs on any: on the strict one here, on a GPU where there is one."""
 
+import re
 import sys
 from types import ModuleType
 
@@ -167,9 +168,10 @@ def counting(count) -> ModuleType:
     return cupy
 
 
-def old_driver() -> ModuleType:
+def old_driver(version: int = 12080) -> ModuleType:
     cupy = emulated()
-    cupy.cuda.runtime.driverGetVersion = lambda: 11080
+    cupy.cuda.runtime.driverGetVersion = lambda: version
+    cupy.cuda.runtime.runtimeGetVersion = lambda: 13000
     return cupy
 
 
@@ -185,9 +187,10 @@ class TestOpenDevice:
             (None, r"install mpi_parallel\[cuda12\] or mpi_parallel\[cuda13\]"),
             (counting(no_driver), "driver is too old for this CuPy"),
             (counting(lambda: 0), "CUDA_VISIBLE_DEVICES"),
-            (old_driver(), r"runs CUDA up to 11.8, .* for 12.9: install mpi_parallel\[cuda11\]"),
+            (old_driver(), r"runs CUDA up to 12.8, .* for 13.0: install mpi_parallel\[cuda12\], or have the driver"),
+            (old_driver(11080), r"runs CUDA up to 11.8, .* for 13.0: have the driver updated"),
         ],
-        ids=["no CuPy", "no driver", "no GPU", "old driver"],
+        ids=["no CuPy", "no driver", "no GPU", "old driver", "older driver"],
     )
 
     @NOTHING
@@ -199,7 +202,9 @@ class TestOpenDevice:
     @NOTHING
     def test_auto_then_takes_the_host(self, monkeypatch, cupy, why):
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        assert open_device("auto", 0).kind == "cpu"
+        device = open_device("auto", 0)
+        assert device.kind == "cpu"
+        assert re.search(why, device.lacks) if cupy else device.lacks == ""
 
     @pytest.mark.parametrize("kind", ["auto", "cuda"])
     @pytest.mark.parametrize(

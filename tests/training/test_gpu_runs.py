@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from mpi_parallel.device import cuda
+from mpi_parallel.device import cuda, explain
 from mpi_parallel.training import fit
 from mpi_parallel.training.captured import AHEAD
 from mpi_parallel.training.checkpoints.checkpoint import read_checkpoint
-from tests.device.emulated import installed
+from tests.device.emulated import CUDARuntimeError, installed
 from tests.device.fake_lt import FakeLt
 from tests.device.shim import compiler
 from tests.samples import spoil, write_image_set
@@ -124,3 +124,30 @@ def test_bad_steps_are_counted_and_looked_into_as_where_nothing_runs_ahead(train
     assert ends[0] == ends[1]
     assert len(ends[0][1]) == min(allowed + 1, 3)
     assert ends[0][0] == (3 if allowed < 3 else 0)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_whose_gpu_is_lost_goes_on_from_its_last_checkpoint(train, gpu, late):
+    gpu(late)
+    options = ("--checkpoint-every", 2, "--epochs", 6)
+    _, whole = train(*options, name="whole")
+    cupy = gpu(late)
+    do, left = cupy.do, iter(range(300))
+
+    def lost(event, work, stream=None):
+        def counted():
+            if next(left, None) is None:
+                raise CUDARuntimeError("cudaErrorECCUncorrectable: uncorrectable ECC error encountered")
+            work()
+
+        do(event, counted, stream)
+
+    cupy.do = lost
+    with pytest.raises(CUDARuntimeError) as caught:
+        train(*options)
+    assert "start again with --resume auto" in explain(caught.value)
+    gpu(late)
+    _, again = train(*options, "--resume", "auto")
+    (resumed,) = [event["step"] for event in again if event["event"] == "resume"]
+    assert 0 < resumed < again[-1]["step"]
+    assert again[-1]["weights_sha256"] == whole[-1]["weights_sha256"]
