@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpi_parallel.data_parallel.loader import Batch, Rows
+from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.data_parallel.replica import Replica
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Device, open_device
 from mpi_parallel.device.clock import Clock

@@ -7,8 +7,10 @@ from functools import partial
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.augmentation import augmentation_of
 from mpi_parallel.data_parallel.dataset import ImageSet, open_image_set
-from mpi_parallel.data_parallel.loader import Rows, TrainingRows, class_count, evaluation_rows
+from mpi_parallel.data_parallel.evaluation import evaluation_rows
+from mpi_parallel.data_parallel.loader import TrainingRows, class_count
 from mpi_parallel.data_parallel.memory import budget_of
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.device import Device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator

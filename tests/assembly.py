@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
-from mpi_parallel.data_parallel.loader import Rows, TrainingRows, class_count, evaluation_rows
+from mpi_parallel.data_parallel.evaluation import evaluation_rows
+from mpi_parallel.data_parallel.loader import TrainingRows, class_count
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.device import Device, Host
 from mpi_parallel.model_parallel.part import ModelPart
 from mpi_parallel.mpi.communicator import Communicator

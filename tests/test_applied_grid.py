@@ -9,7 +9,7 @@ from mpi4py import MPI
 from PIL import Image
 
 from mpi_parallel import evaluate, predict
-from mpi_parallel.data_parallel import loader
+from mpi_parallel.data_parallel import evaluation
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 from tests.launch import launch
@@ -35,7 +35,7 @@ def both(folder, comm, data, *options):
 @pytest.mark.parallel([2, 4])
 @pytest.mark.parametrize("memory", ["1G", "1K"], ids=["resident", "streamed"])
 def test_a_split_network_says_what_it_says_on_one_rank(shared_path, monkeypatch, memory):
-    monkeypatch.setattr(loader, "EVALUATION_ROWS", 16)
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 16)
     comm, data = MPI.COMM_WORLD, shared_path / "set.h5"
     if comm.rank == 0:
         write_image_set(data, train=30, test=150)

@@ -9,7 +9,7 @@ from mpi4py import MPI
 from sklearn import metrics
 
 from mpi_parallel import evaluate
-from mpi_parallel.data_parallel import loader
+from mpi_parallel.data_parallel import evaluation
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 from tests.launch import launch
@@ -36,7 +36,7 @@ def told(shared_path, comm, data, *options, write=None):
 @pytest.mark.parallel([1, 2, 3, 4])
 @pytest.mark.parametrize("memory", ["1G", "1K"], ids=["resident", "streamed"])
 def test_figures_are_those_of_scikit_learn_on_any_number_of_ranks(shared_path, monkeypatch, memory, capsys):
-    monkeypatch.setattr(loader, "EVALUATION_ROWS", 16)
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 16)
     path = shared_path / "set.h5"
     found = told(
         shared_path, MPI.COMM_WORLD, path, "--memory", memory, "--top-k", "2",

@@ -7,7 +7,7 @@ from mpi4py import MPI
 from PIL import Image
 
 from mpi_parallel import predict
-from mpi_parallel.data_parallel import loader
+from mpi_parallel.data_parallel import evaluation
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 from mpi_parallel.training import applied
@@ -37,7 +37,7 @@ def write_unlabelled(path, rows=150, name="images"):
 @pytest.mark.parallel([1, 2, 3, 4])
 @pytest.mark.parametrize("memory", ["1G", "1K"], ids=["resident", "streamed"])
 def test_rows_keep_their_order_and_are_the_same_bits_on_any_ranks(shared_path, monkeypatch, memory):
-    monkeypatch.setattr(loader, "EVALUATION_ROWS", 16)
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 16)
     comm, data = MPI.COMM_WORLD, shared_path / "rows.h5"
     if comm.rank == 0:
         write_unlabelled(data)
@@ -72,7 +72,7 @@ def test_images_by_their_path(tmp_path):
 def test_a_folder_of_pictures(shared_path, monkeypatch):
     """Made grey and as large as the network wants them; `file` has their names."""
     monkeypatch.setattr(applied, "EVALUATION_ROWS", 4)
-    monkeypatch.setattr(loader, "EVALUATION_ROWS", 4)
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 4)
     images, folder = images_and_labels(11)[0], shared_path / "pictures"
     if MPI.COMM_WORLD.rank == 0:
         (folder / "more").mkdir(parents=True)

@@ -16,7 +16,8 @@ import numpy as np
 
 from mpi_parallel.benchmark.timing import keep, settle
 from mpi_parallel.config.running import DeviceOptions
-from mpi_parallel.data_parallel.loader import Batch, Rows
+from mpi_parallel.data_parallel.loader import Batch
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Device
 from mpi_parallel.device.clock import PHASES

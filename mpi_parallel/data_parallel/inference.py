@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Rows
+from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS
 from mpi_parallel.data_parallel.replica import Replica
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.nn.mlp import Network

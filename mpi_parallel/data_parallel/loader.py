@@ -17,8 +17,7 @@ from mpi_parallel.data_parallel.digest import digest_of_parts, digest_of_rows, d
 from mpi_parallel.data_parallel.memory import Budget, Shared
 from mpi_parallel.data_parallel.rows import Rows, StreamedRows
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
-from mpi_parallel.data_parallel.split import Split
-from mpi_parallel.data_parallel.streaming import pieces, stream_in_order, stream_shuffled
+from mpi_parallel.data_parallel.streaming import pieces, stream_shuffled
 from mpi_parallel.data_parallel.windows import row_bytes
 from mpi_parallel.device import Array, Device
 from mpi_parallel.device.host import best_kernels
@@ -26,9 +25,6 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block, dealt
 from mpi_parallel.options import InputError
 
-__all__ = ["Batch", "Rows", "TrainingRows", "class_count", "evaluation_rows"]
-
-EVALUATION_ROWS = 512  # at a time: enough for BLAS, little memory
 POSITIONS_AT_ONCE = 2**16  # of this rank: their order is worked out together
 
 
@@ -206,35 +202,6 @@ class TrainingRows:
         seen = {shard: moments_of_pieces(pieces(data.train, own)) for shard, own in blocks.items() if own}
         self._know(data, seen, lambda: digest_of_streamed(data.train, self.parts))
         self.rows = StreamedRows(stream, largest, self.scaler, self.device, augment)
-
-
-def evaluation_rows(
-    split: Split | None,
-    scaler: Scaler,
-    comm: Communicator,
-    device: Device,
-    budget: Budget | None = None,
-    images: bool = True,
-) -> Rows | None:
-    """This rank's part of a split that is evaluated; streamed, in the order of the file, where it does not fit.
-
-    Without `images` it reads labels alone.
-
-    Ranks own whole blocks of EVALUATION_ROWS, so that what is computed together does not depend on their number.
-    """
-    if split is None:
-        return None
-    part = evaluation_part(split, comm)
-    seen = split if images else split.without_images()
-    if (budget or Budget()).fits(len(part) * row_bytes(seen)):
-        return Rows(*seen.read(part), scaler, device)
-    return StreamedRows(stream_in_order(split, part, images), split.largest_label(part), scaler, device)
-
-
-def evaluation_part(split: Split, comm: Communicator) -> range:
-    """The places of a split that this rank evaluates."""
-    blocks = block(-(-len(split) // EVALUATION_ROWS), comm.size, comm.rank)
-    return range(*(min(number * EVALUATION_ROWS, len(split)) for number in (blocks.start, blocks.stop)))
 
 
 def class_count(data: ImageSet, training: TrainingRows, others: list[Rows | None], comm: Communicator) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
+from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS
+from mpi_parallel.data_parallel.loader import Batch
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.layers import Ready, See

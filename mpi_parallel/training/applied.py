@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import Selection, open_images, open_labelled
+from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS, evaluation_part, evaluation_rows
 from mpi_parallel.data_parallel.folder import PictureSplit, open_folder
-from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Rows, evaluation_part, evaluation_rows
 from mpi_parallel.data_parallel.memory import budget_of
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.exchange.trained import About

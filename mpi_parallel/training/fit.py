@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mpi_parallel.data_parallel.loader import Batch, Rows
+from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.data_parallel.memory import resident
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.device.clock import PHASES, process_seconds
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.layers import See

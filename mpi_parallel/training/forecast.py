@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from mpi_parallel.data_parallel.loader import EVALUATION_ROWS
+from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS
 from mpi_parallel.data_parallel.memory import available, resident
 from mpi_parallel.model_parallel import backlog
 from mpi_parallel.model_parallel.pipeline import PER_STAGE

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Rows
+from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS
 from mpi_parallel.data_parallel.replica import Replica
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.device import Device
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.model_parallel.part import ModelPart

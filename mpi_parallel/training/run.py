@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.dataset import ImageSet
-from mpi_parallel.data_parallel.loader import Rows, TrainingRows
+from mpi_parallel.data_parallel.loader import TrainingRows
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.training.checkpoints.saver import Never

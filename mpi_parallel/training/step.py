@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.config.learning import OptimizerOptions
-from mpi_parallel.data_parallel.loader import Batch, Rows
+from mpi_parallel.data_parallel.loader import Batch
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.layers import Ready, See

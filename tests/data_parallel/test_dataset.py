@@ -9,7 +9,8 @@ from mpi4py import MPI
 
 from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
-from mpi_parallel.data_parallel.loader import TrainingRows, class_count, evaluation_rows
+from mpi_parallel.data_parallel.evaluation import evaluation_rows
+from mpi_parallel.data_parallel.loader import TrainingRows, class_count
 from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError

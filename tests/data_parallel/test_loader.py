@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mpi4py import MPI
 
-from mpi_parallel.data_parallel.loader import EVALUATION_ROWS, Batch, Rows
+from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS
+from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.data_parallel.order import local_order, row_keys
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.device import Host

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mpi_parallel.data_parallel.loader import Batch, Rows
+from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.data_parallel.replica import EVALUATION_ROWS, Replica
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Host
 from mpi_parallel.device.clock import Clock

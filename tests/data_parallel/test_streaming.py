@@ -12,7 +12,8 @@ from mpi4py import MPI
 
 from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
-from mpi_parallel.data_parallel.loader import TrainingRows, class_count, evaluation_rows
+from mpi_parallel.data_parallel.evaluation import evaluation_rows
+from mpi_parallel.data_parallel.loader import TrainingRows, class_count
 from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.data_parallel.order import positions_of
 from mpi_parallel.data_parallel.streaming import stream_in_order, stream_shuffled

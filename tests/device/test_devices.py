@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpi_parallel.data_parallel.loader import Batch, Rows
+from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.data_parallel.replica import Replica
+from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.device import Device, Host, open_device
 from mpi_parallel.device.clock import Clock

@@ -5,7 +5,8 @@ import pytest
 
 from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
-from mpi_parallel.data_parallel.loader import TrainingRows, evaluation_rows
+from mpi_parallel.data_parallel.evaluation import evaluation_rows
+from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.device import Host
