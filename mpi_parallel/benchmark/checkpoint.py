@@ -1,7 +1,8 @@
 """`mpirun -n 2 python -m mpi_parallel.benchmark checkpoint`: what saving costs, and how fast a large one is.
 
 Both are measured on whole runs of `train` in this process: the default job with a checkpoint a second and with none, in
-turn; then a large network after each of some steps, in turn with the same bytes written by one rank as fast as it can.
+turn; then a large network, while training goes on and at the end of the run, in turn with as many bytes written by one
+rank as fast as it can, through the page cache and past it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt
+from math import ceil, isqrt
+from mmap import mmap
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -28,7 +30,7 @@ from mpi_parallel.options.command_line import parse
 from mpi_parallel.options.values import at_least
 from mpi_parallel.train import train
 from mpi_parallel.training.banner import library
-from mpi_parallel.training.checkpoints.skeleton import write
+from mpi_parallel.training.checkpoints.disk import put
 from mpi_parallel.training.faults.legacy import Forgetful
 from mpi_parallel.training.faults.signals import StopRequest
 
@@ -37,6 +39,7 @@ FEATURES, CLASSES, ROWS = 784, 10, 60_000  # of images like Fashion-MNIST's
 ARRAYS = 3  # as large as the network: weights, and Adam's two moments
 SLAB = 4 << 20  # bytes that the disk gets at a time
 WARM_UP = 2  # epochs that are not counted
+LONGER = 4  # times that training goes on for as long as a checkpoint takes alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,24 +101,32 @@ def measure_overhead(options: CheckpointOptions, folder: Path, world: Communicat
 
 
 def measure_rate(options: CheckpointOptions, folder: Path, world: Communicator) -> dict[str, Any]:
-    """Bytes a second of checkpoints of a large network, from the copy to the name, and of plain writing."""
-    data = _make(folder / "few.h5", 64, world)
-    width = _width(options.parameters)
+    """Bytes a second of checkpoints of a large network, from the copy to the name, and of plain writing, in turn."""
+    data, width = _make(folder / "few.h5", 64, world), _width(options.parameters)
     runs, size = Runs(folder, world, data), 4 * ARRAYS * _parameters(width)
-    plain = [_plain(folder / "plain", size, world) for _ in range(options.rounds)]
-    large = ["--hidden", str(width), str(width), "--batch-size", "64", "--steps", str(options.rounds)]
-    runs.epochs([*large, "--checkpoint-every", "1", "--keep", "1"])
-    plain += [_plain(folder / "plain", size, world) for _ in range(options.rounds)]
-    rate, disk = size / median(runs.saved), size / median(plain)
+    # So slow that the weights learn nothing: moments of vanishing gradients are denormal, and such steps take long.
+    large = ["--hidden", str(width), str(width), "--batch-size", "64", "--lr", "1e-7", "--keep", "1"]
+    steps = runs.epochs([*large, "--steps", str(WARM_UP + 2), "--checkpoint-every", "0"])
+    apart = world.maximum(ceil(LONGER * runs.saved[0] / min(steps)))
+    seconds: dict[str, list[float]] = {"training": [], "alone": [], "plain": [], "plain_direct": []}
+    held = []
+    for _ in range(options.rounds):
+        for kind, direct in (("plain", 0), ("plain_direct", os.O_DIRECT)):
+            seconds[kind].append(_plain(folder / "plain", size, direct, world))
+        runs.epochs([*large, "--steps", str(2 * apart), "--checkpoint-every", str(apart)])
+        for kind, held_up, saved in zip(("training", "alone"), runs.held, runs.saved, strict=True):
+            seconds[kind].append(held_up + saved)
+        held += runs.held
+    rates = {kind: size / median(found) for kind, found in seconds.items()}
+    disk = max(rates["plain"], rates["plain_direct"])
     return {
         "parameters": _parameters(width),
         "bytes": size,
-        "rate": rate,
-        "plain_rate": disk,
-        "share": rate / disk,
-        "checkpoint_seconds": runs.saved,
-        "large_held_seconds": median(runs.held),
-        "plain_seconds": plain,
+        "rates": rates,
+        "shares": {kind: rates[kind] / disk for kind in ("training", "alone")},
+        "large_held_seconds": median(held),
+        "large_steps_apart": apart,
+        "large_rounds": seconds,
     }
 
 
@@ -154,21 +165,33 @@ def _make(path: Path, rows: int, world: Communicator) -> Path:
     return path
 
 
-def _plain(path: Path, size: int, world: Communicator) -> float:
-    """Seconds that rank 0 takes to write so many bytes and have them on the disk; the others wait."""
+def _plain(path: Path, size: int, direct: int, world: Communicator) -> float:
+    """Seconds that rank 0 takes to write so many bytes and have them on the disk, as dd does; the others wait.
+
+    `direct` is 0, or O_DIRECT for writing past the page cache, which a file system may not know.
+    """
     world.meet()
-    slab, began = memoryview(np.random.default_rng(0).bytes(SLAB)), perf_counter()
+    seconds = 0.0
     if world.rank == 0:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT)
-        for offset in range(0, size, SLAB):
-            write(file, slab[: min(SLAB, size - offset)], offset)
+        slab = mmap(-1, SLAB)  # begins with a page
+        slab.write(np.random.default_rng(0).bytes(SLAB))
+        began = perf_counter()
+        file = _open(path, direct)
+        with memoryview(slab) as data:
+            for offset in range(0, size, SLAB):  # the last one is whole, too
+                put(file, data, offset)
         os.fsync(file)
         os.close(file)
         seconds = perf_counter() - began
         path.unlink()
-    else:
-        seconds = 0.0
     return world.total(seconds)
+
+
+def _open(path: Path, direct: int) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | direct, 0o666)
+    except OSError:
+        return os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
 
 
 def _width(parameters: int) -> int:
@@ -187,7 +210,11 @@ def _show(figures: dict[str, Any]) -> None:
     print(f"default job   {saved:.1f} ms an epoch with {figures['checkpoints_a_run']:.0f} checkpoints a run, ")
     print(f"              {plain:.1f} without: {figures['overhead']:+.2%}; one holds up a step ", end="")
     print(f"for {1e3 * figures['held_seconds']:.2f} ms")
-    print(f"large         {figures['parameters']:,} weights, {figures['bytes'] / 1e9:.2f} GB a checkpoint")
-    print(f"              {figures['rate'] / 1e6:,.0f} MB/s, {figures['share']:.0%} of the disk's plain ", end="")
-    print(f"{figures['plain_rate'] / 1e6:,.0f} MB/s; one holds up a step ", end="")
-    print(f"for {1e3 * figures['large_held_seconds']:.0f} ms")
+    print(f"large         {figures['parameters']:,} weights, {figures['bytes'] / 1e9:.2f} GB a checkpoint; ", end="")
+    print(f"one holds up a step for {1e3 * figures['large_held_seconds']:.0f} ms")
+    rates, shares = figures["rates"], figures["shares"]
+    print(f"              {rates['plain'] / 1e6:,.0f} MB/s plain writing and fsync, ", end="")
+    print(f"{rates['plain_direct'] / 1e6:,.0f} past the page cache")
+    print(f"              {rates['training'] / 1e6:,.0f} MB/s while training goes on, ", end="")
+    print(f"{shares['training']:.0%} of the faster of these")
+    print(f"              {rates['alone'] / 1e6:,.0f} MB/s at the end of a run, {shares['alone']:.0%}")

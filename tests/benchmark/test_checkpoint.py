@@ -18,5 +18,6 @@ def test_overhead_and_rate_are_told(shared_path, monkeypatch):
     MPI.COMM_WORLD.Barrier()
     told = json.loads(to.read_text())
     assert 18000 < told["parameters"] < 22000
-    assert min(told["epoch_seconds"], told["epoch_seconds_saved"], told["rate"], told["plain_rate"]) > 0
+    assert min(told["epoch_seconds"], told["epoch_seconds_saved"], *told["shares"].values()) > 0
+    assert set(told["rates"]) == set(told["large_rounds"]) == {"training", "alone", "plain", "plain_direct"}
     assert [path.name for path in shared_path.iterdir()] == ["figures.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.mpi.communicator import Communicator
-from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.options import InputError
 from mpi_parallel.training.checkpoints.checkpoint import (
     ARRAYS,
@@ -57,19 +57,17 @@ class Blueprint:
 
         Raises OSError.
         """
-        writer = Writer(self.skeleton, path)
-        try:
-            digests = []
-            for name, pieces in self.pieces.items():
-                PULSE.beat()
-                data = bytes_of(snapshot.arrays[name])
-                digests += [writer.put(piece, data[piece.local : piece.local + piece.size]) for piece in pieces]
-            writer.put_digests(self.first, digests)
+        with closing(Writer(self.skeleton, path)) as writer:
+            data = {name: bytes_of(array) for name, array in snapshot.arrays.items()}
+            parts = [
+                (piece, data[name][piece.local : piece.local + piece.size])
+                for name, pieces in self.pieces.items()
+                for piece in pieces
+            ]
+            writer.put_all(self.first, parts)
             if self.rank == 0:
                 self._write_rest(writer, facts)
             writer.finish()
-        finally:
-            writer.close()
 
     def _write_rest(self, writer: Writer, facts: Mapping[str, Any]) -> None:
         """The structure of the file, the facts and the constants."""
@@ -78,8 +76,8 @@ class Blueprint:
         room = self.skeleton.arrays[FACTS].nbytes
         assert len(text) <= room, "the facts have outgrown their place"
         values = self.constants | {FACTS: np.frombuffer(text.ljust(room, b"\0"), np.uint8)}
-        digests = [writer.put(piece, bytes_of(values[writer.names[piece.array]])) for piece in self.rest]
-        writer.put_digests(self.skeleton.arrays[PIECES].shape[0] - len(digests), digests)
+        parts = [(piece, bytes_of(values[writer.names[piece.array]])) for piece in self.rest]
+        writer.put_all(self.skeleton.arrays[PIECES].shape[0] - len(parts), parts)
 
 
 def draw(run: Run, facts: Mapping[str, Any], folder: Path) -> Blueprint:

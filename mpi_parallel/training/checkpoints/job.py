@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mpi_parallel.training.checkpoints.state import Snapshot
 
 BEST = "best.h5"
+GLANCES = 50  # at what has just begun, some 20 us together
 
 
 class Waitable(Protocol):
@@ -56,6 +57,7 @@ class Job:
         self._failed = np.zeros(1, np.int32)
         self._course = self._stages()
         self._stage: Waitable | None = next(self._course)
+        self._new = False  # whether the stage has just begun
 
     @property
     def failures(self) -> int:
@@ -64,9 +66,17 @@ class Job:
 
     def look(self) -> bool:
         """Go on as far as that needs no waiting; whether all is done."""
-        while self._stage is not None and self._stage.done():
+        while self._stage is not None and self._glance(self._stage):
             self._go_on()
         return self._stage is None
+
+    def _glance(self, stage: Waitable) -> bool:
+        """Whether it is done; of what has just begun also in some microseconds, instead of a step later.
+
+        A sum that all ranks enter on their way out of the same step takes no longer.
+        """
+        glances, self._new = GLANCES if self._new else 1, False
+        return any(stage.done() for _ in range(glances))
 
     def wait(self) -> None:
         """Until all is done."""
@@ -76,7 +86,7 @@ class Job:
     def _go_on(self) -> None:
         assert self._stage is not None
         self._stage.wait()
-        self._stage = next(self._course, None)
+        self._stage, self._new = next(self._course, None), True
 
     def _stages(self) -> Iterator[Waitable]:
         """What is under way, one after the other."""
@@ -107,9 +117,9 @@ class Job:
             else:
                 self._unfinished(name).replace(saver.folder / name)
         flush(saver.folder)
+        self.seconds = perf_counter() - self.since  # here, as the main thread looks once a step
         if not self.failures:
             prune(saver.folder, saver.keep)
-        self.seconds = perf_counter() - self.since  # here, as the main thread looks once a step
 
     def _unfinished(self, name: str) -> Path:
         return self.saver.folder / f".{name}.part"

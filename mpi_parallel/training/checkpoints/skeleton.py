@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -20,11 +20,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.training.checkpoints.checkpoint import ARRAYS, COLUMNS, DIGESTS, FACTS, FORMAT, NAME, PIECES, Stored
+from mpi_parallel.training.checkpoints.disk import PAGE, Output
 from mpi_parallel.training.checkpoints.slices import Piece
 
 SLACK = 4096  # bytes by which the facts may grow
-PAGE = 4096
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # of arrays by name, with their dtype
 
 
@@ -121,36 +122,44 @@ class Writer:
     def __init__(self, skeleton: Skeleton, path: Path) -> None:
         """Open the file, make it where no other rank has yet. Raises OSError."""
         self.skeleton, self.names = skeleton, list(skeleton.arrays)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._output = Output(path, skeleton.size)
 
     def begin(self) -> None:
-        """What one rank does: give the file its size and its structure."""
-        os.ftruncate(self._file, self.skeleton.size)
+        """What one rank does: give the file its structure."""
         for offset, data in self.skeleton.between:
-            write(self._file, memoryview(data), offset)
+            self._output.write(memoryview(data), offset)
 
-    def put(self, piece: Piece, data: memoryview) -> bytes:
-        """Write the piece, whose bytes these are; its checksum."""
+    def put_all(self, first: int, parts: Sequence[tuple[Piece, memoryview]]) -> None:
+        """Write pieces, from number `first` on, with their bytes and checksums. Raises OSError.
+
+        A thread works the checksums out meanwhile, as writing leaves the processor to others.
+        """
+        beside = ThreadPoolExecutor(1, "checksums")
+        try:
+            digests = [beside.submit(_digest, data) for _, data in parts]
+            for piece, data in parts:
+                PULSE.beat()
+                self._put(piece, data)
+            stored = self.skeleton.arrays[DIGESTS]
+            told = b"".join(digest.result() for digest in digests)
+            self._output.write(memoryview(told), stored.offset + first * stored.shape[1])
+        finally:
+            beside.shutdown(cancel_futures=True)
+
+    def _put(self, piece: Piece, data: memoryview) -> None:
+        """Write the piece, whose bytes these are."""
         offset = self.skeleton.arrays[self.names[piece.array]].offset + piece.start
         for number in range(piece.count):
-            write(self._file, data[number * piece.run : (number + 1) * piece.run], offset + number * piece.stride)
-        return hashlib.sha256(data).digest()
-
-    def put_digests(self, first: int, digests: Sequence[bytes]) -> None:
-        """Write the checksums of the pieces from number `first` on."""
-        stored = self.skeleton.arrays[DIGESTS]
-        write(self._file, memoryview(b"".join(digests)), stored.offset + first * stored.shape[1])
+            self._output.write(data[number * piece.run : (number + 1) * piece.run], offset + number * piece.stride)
 
     def finish(self) -> None:
         """All of this rank is on the disk."""
-        os.fsync(self._file)
+        self._output.sync()
 
     def close(self) -> None:
-        os.close(self._file)
+        self._output.close()
 
 
-def write(file: int, data: memoryview, offset: int) -> None:
-    """Put these bytes at an offset. Raises OSError, also when only a part of them found room."""
-    while len(data):
-        put = os.pwrite(file, data, offset)
-        data, offset = data[put:], offset + put
+def _digest(data: memoryview) -> bytes:
+    PULSE.beat()
+    return hashlib.sha256(data).digest()

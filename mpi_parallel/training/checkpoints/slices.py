@@ -65,9 +65,11 @@ def pieces_of(places: Sequence[Place], span: slice, names: Sequence[str]) -> lis
 def cut(piece: Piece) -> Iterator[Piece]:
     """The piece in parts of at most PIECE bytes."""
     if piece.count == 1:
-        for done in range(0, piece.run, PIECE):
-            run = min(PIECE, piece.run - done)
-            yield Piece(piece.array, piece.start + done, run, run, 1, piece.local + done)
+        stop, start = piece.start + piece.run, piece.start
+        while start < stop:  # whoever begins where: all but the ends are whole pages of the file
+            end = min(stop, start - start % PIECE + PIECE)
+            yield Piece(piece.array, start, end - start, end - start, 1, piece.local + start - piece.start)
+            start = end
         return
     at_once = max(1, PIECE // piece.run)
     for first in range(0, piece.count, at_once):

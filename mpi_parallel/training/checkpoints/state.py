@@ -63,7 +63,10 @@ class Snapshot:
         """Room for the elements `span` of every array."""
         self.span = span
         length = span.stop - span.start
-        self.arrays: dict[str, NDArray[np.float32]] = {name: np.zeros(length, np.float32) for name in flat_arrays(run)}
+        # Written to, as the first touch of memory takes several times as long as a copy, for which a step waits.
+        self.arrays: dict[str, NDArray[np.float32]] = {
+            name: np.full(length, np.float32(0)) for name in flat_arrays(run)
+        }
         self.numbers: dict[str, Any] = {}
 
     def take(self, run: Run) -> None:

@@ -313,9 +313,7 @@ def test_a_time_limit_leaves_a_checkpoint(train):
 @pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("unlucky", [0, -1])
 def test_what_cannot_be_written_is_told_and_the_old_ones_stay(train, monkeypatch, capsys, unlucky):
-    from mpi_parallel.training.checkpoints import skeleton
-
-    put, calls = skeleton.os.pwrite, []
+    put, calls = os.pwrite, []
 
     def full(file, data, offset):
         calls.append(offset)
@@ -324,7 +322,7 @@ def test_what_cannot_be_written_is_told_and_the_old_ones_stay(train, monkeypatch
         return put(file, data, offset)
 
     if train.world.rank == unlucky % train.world.size:
-        monkeypatch.setattr("mpi_parallel.training.checkpoints.skeleton.os.pwrite", full)
+        monkeypatch.setattr(os, "pwrite", full)
     status, events = train("--checkpoint-every", 3, "--keep", 9)
     failed = [event["step"] for event in events if event["event"] == "checkpoint-failed"]
     assert set(failed) | set(saved_steps(train.folder / "run")) == {3, 6, 9, 12}
