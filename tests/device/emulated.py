@@ -23,6 +23,8 @@ from tests.device import strict
 from tests.device.shim import shim
 from tests.device.strict import StrictArray, StrictModule, inside
 
+POOL = 512  # bytes, of which addresses are multiples
+
 
 class CUDARuntimeError(RuntimeError):
     """As CuPy names it."""
@@ -47,6 +49,7 @@ class Emulated(StrictModule):
         self.streams: dict[int, Stream] = {}
         self.recorded: list[list[tuple[Any, ...]]] = []  # the events of each capture
         self.current: Any = SimpleNamespace(recording=None, ptr=0, give=lambda work: work())
+        self.empty = self._empty
         self.RawModule = lambda **keywords: Module(self, **keywords)
         self.cuda = self._cuda(gpus)
 
@@ -73,6 +76,17 @@ class Emulated(StrictModule):
         """Do all that any stream was given."""
         for stream in self.streams.values():
             stream.catch_up()
+
+    def _empty(self, shape: Any, dtype: Any = np.float32) -> Any:
+        """From an address as a pool gives them."""
+
+        def work() -> np.ndarray:
+            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            block = np.empty(nbytes + POOL, np.uint8)
+            start = -block.ctypes.data % POOL
+            return block[start : start + nbytes].view(dtype).reshape(shape)
+
+        return strict.outside(self.allocate("empty", work))
 
     def _not_captured(self, what: str) -> None:
         if self.current.recording is not None:

@@ -3,8 +3,10 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 
+from mpi_parallel import Classifier
 from mpi_parallel.device import cuda, explain
 from mpi_parallel.training import fit
 from mpi_parallel.training.captured import AHEAD
@@ -12,7 +14,7 @@ from mpi_parallel.training.checkpoints.checkpoint import read_checkpoint
 from tests.device.emulated import CUDARuntimeError, installed
 from tests.device.fake_lt import FakeLt
 from tests.device.shim import compiler
-from tests.samples import spoil, write_image_set
+from tests.samples import images_and_labels, spoil, write_image_set
 from tests.training.checkpoints.test_resume import Runs, saved_steps
 
 
@@ -151,3 +153,13 @@ def test_a_run_whose_gpu_is_lost_goes_on_from_its_last_checkpoint(train, gpu, la
     (resumed,) = [event["step"] for event in again if event["event"] == "resume"]
     assert 0 < resumed < again[-1]["step"]
     assert again[-1]["weights_sha256"] == whole[-1]["weights_sha256"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_classifier_replays_its_steps_too(gpu, late):
+    cupy = gpu(late)
+    images, labels = images_and_labels(600)
+    rows = images.reshape(len(images), -1).astype(np.float32)
+    ours, theirs = (Classifier(hidden=(9,), epochs=3, device=device).fit(rows, labels) for device in ("cuda", "cpu"))
+    assert [score.loss for score in ours.history_] == pytest.approx([score.loss for score in theirs.history_], rel=1e-4)
+    assert any(event[0] == "replay" for event in cupy.events)
