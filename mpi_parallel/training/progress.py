@@ -80,7 +80,8 @@ class Bar:
         now = time.monotonic()
         if now - self._told > BETWEEN_RATES:
             rate = self._bar.format_dict["rate"] or 0.0
-            self._bar.set_postfix_str(f"{rate * self.batch:,.0f} samples/s, loss {loss:.4f}", refresh=False)
+            told = f"{rate * self.batch:,.0f} samples/s, " if rate else ""  # tqdm has none before it has drawn twice
+            self._bar.set_postfix_str(f"{told}loss {loss:.4f}", refresh=False)
             self._told = now
 
     def line(self, text: str) -> None:

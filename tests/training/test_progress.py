@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from mpi_parallel.training import progress
 from mpi_parallel.training.progress import (
     SIGN_OF_LIFE,
     Bar,
@@ -85,10 +86,12 @@ def test_plain_gives_none_soon_after_a_line(capsys, clock):
     assert capsys.readouterr().out == "epoch 1\n"
 
 
-def test_the_bar_counts_the_steps_and_keeps_lines_apart(capsys):
+def test_the_bar_counts_the_steps_and_keeps_lines_apart(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "BETWEEN_RATES", 0.0)
     bar = Bar(4, 80, batch=256)
     for number in range(1, 5):
         bar.step(number, 0.5)
+        time.sleep(0.12)  # tqdm draws ten times a second
     bar.line("epoch 1")
     bar.close()
     out, err = capsys.readouterr()
@@ -96,6 +99,7 @@ def test_the_bar_counts_the_steps_and_keeps_lines_apart(capsys):
     assert "epoch 1\n" in err
     assert "/4 [" in err
     assert "samples/s, loss 0.5000" in err
+    assert "[0 samples/s" not in err.replace(", 0 ", "[0 "), "a rate that is not known yet is not told"
     assert "\x1b[3" not in err  # no colours but where they were asked for
     assert max(map(len, err.replace("\r", "\n").split("\n"))) <= 80
 
