@@ -5,7 +5,7 @@ from setuptools import Extension, setup
 kernels = Extension(
     "mpi_parallel.device._kernels",
     sources=["mpi_parallel/device/kernels/module.c"],
-    depends=["mpi_parallel/device/kernels/openmp.c", "mpi_parallel/device/kernels/maths.h"],
+    depends=[f"mpi_parallel/device/kernels/{name}" for name in ("openmp.c", "rows.c", "maths.h", "augment.h")],
     # No contraction: the same bits whichever instruction set runs. Nobody reads errno or traps exceptions.
     extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
     extra_link_args=["-fopenmp"],

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel import order
-from mpi_parallel.data_parallel.augmentation import Augmentation
 from mpi_parallel.data_parallel.dataset import ImageSet
 from mpi_parallel.data_parallel.digest import digest_of_parts, digest_of_rows, digest_of_streamed
 from mpi_parallel.data_parallel.memory import Budget, Shared
@@ -19,7 +18,7 @@ from mpi_parallel.data_parallel.rows import Rows, StreamedRows
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
 from mpi_parallel.data_parallel.streaming import pieces, stream_shuffled
 from mpi_parallel.data_parallel.windows import row_bytes
-from mpi_parallel.device import Array, Device
+from mpi_parallel.device import Array, Augmentation, Device
 from mpi_parallel.device.host import best_kernels
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block, dealt

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.data_parallel.augmentation import Augmentation
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.streaming import Beside, Stream
-from mpi_parallel.device import Array, Device
+from mpi_parallel.device import Array, Augmentation, Device
 from mpi_parallel.device.workspace import Workspace
 
 Piece = tuple[slice, Array, Array, Array]  # where in the batch, images, labels and which of them
@@ -29,8 +28,6 @@ class Rows:
         self.mean: Array = device.to_device(scaler.mean.astype(np.float32))
         self.inverse_std: Array = device.to_device((1 / scaler.std).astype(np.float32))
         self.device, self.augment = device, augment
-        # Unless it may clip, NumPy's take checks the index first and copies the result; CuPy's has no such choice.
-        self._unchecked = {"mode": "clip"} if device.xp is np else {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,8 +39,8 @@ class Rows:
 
     @property
     def steady(self) -> bool:
-        """Whether `gather` finds its rows in the device's memory and does the same to them each time."""
-        return self.augment is None
+        """Whether `gather` finds its rows in the device's memory."""
+        return True
 
     def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
         """Standardised images (B, features) as operands, and labels (B,) int32 of the rows in `index` (B,) int64.
@@ -51,7 +48,7 @@ class Rows:
         `keys` (B,) uint32 name the rows to what is random in their augmentation.
         """
         x, t = ws.operand((len(index), self.images.shape[1])), ws.empty((len(index),), np.int32)
-        self._read(ws, index, keys, x, t)
+        self._read(index, keys, x, t)
         return ws.narrowed(x), t
 
     def labels_of(self, ws: Workspace, index: Array) -> Array:
@@ -69,24 +66,19 @@ class Rows:
     def close(self) -> None:
         """The rows will not be asked for again."""
 
-    def _read(self, ws: Workspace, index: Array, keys: Array | None, x: Array, t: Array) -> None:
+    def _read(self, index: Array, keys: Array | None, x: Array, t: Array) -> None:
         """Put these rows into x and t."""
-        self._standardise(ws, self.images, self.labels, index, x, t, keys)
+        self._standardise(self.images, self.labels, index, x, t, keys)
 
-    def _standardise(
-        self, ws: Workspace, images: Array, labels: Array, index: Array, x: Array, t: Array, keys: Array | None
-    ) -> None:
+    def _standardise(self, images: Array, labels: Array, index: Array, x: Array, t: Array, keys: Array | None) -> None:
         """The one way from the file's numbers to the network's."""
         kernels = self.device.kernels
+        scale = self.mean, self.inverse_std
         if self.augment is None:
-            kernels.gather_labelled(images, labels, index, self.mean, self.inverse_std, x, t)
+            kernels.gather_labelled(images, labels, index, *scale, x, t)
         else:
             assert keys is not None, "augmentation must be told which rows these are"
-            raw = ws.empty(x.shape, images.dtype)
-            ws.xp.take(images, index, axis=0, out=raw, **self._unchecked)
-            images = self.augment(ws, raw, keys)
-            kernels.gather(images, ws.xp.arange(len(index)), self.mean, self.inverse_std, x)
-            kernels.pick(labels, index, t)
+            kernels.gather_augmented(images, labels, index, keys, self.augment, *scale, x, t)
 
 
 class StreamedRows(Rows):
@@ -133,10 +125,10 @@ class StreamedRows(Rows):
                 images, labels = (self.device.upload(held, slots) for held in (buffers.images, buffers.labels))
                 yield where, images, labels, self.device.xp.arange(len(slots))
 
-    def _read(self, ws: Workspace, index: Array, keys: Array | None, x: Array, t: Array) -> None:
+    def _read(self, index: Array, keys: Array | None, x: Array, t: Array) -> None:
         for where, images, labels, chosen in self.pieces(index):
             at = None if keys is None else keys[where]
-            self._standardise(ws, images, labels, chosen, x[where], t[where], at)
+            self._standardise(images, labels, chosen, x[where], t[where], at)
 
     def rewind(self, epoch: int = 0, without: int = 0) -> None:
         self.stream.start(epoch, without)

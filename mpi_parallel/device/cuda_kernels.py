@@ -6,6 +6,7 @@ compiles the kernel and finds its scratch.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device.expressions import Expressions, steady, threshold
-from mpi_parallel.device.interface import Array, Pace, Schedule
+from mpi_parallel.device.interface import Array, Augmentation, Pace, Schedule
 
+INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 KERNELS = Path(__file__).parent / "kernels"
 OPTIONS = ("--std=c++14", "--fmad=false")  # no contraction: the arithmetic of the CPU
 FORMATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", np.dtype(np.uint16): "bf16"}  # of operands
@@ -31,8 +33,13 @@ Numbers = tuple[Any, np.float32, np.float32, np.float32, np.float32]
 
 
 def source() -> str:
-    """The CUDA source with maths.h in place of its include: NVRTC then needs no files."""
-    return (KERNELS / "cuda.cu").read_text().replace('#include "maths.h"', (KERNELS / "maths.h").read_text())
+    """The CUDA source with our files in place of their includes: NVRTC then needs none."""
+    return _included("cuda.cu")
+
+
+def _included(name: str) -> str:
+    """Headers that are there twice see to that themselves."""
+    return INCLUDE.sub(lambda found: _included(found[1]), (KERNELS / name).read_text())
 
 
 class CudaKernels(Expressions):
@@ -77,6 +84,30 @@ class CudaKernels(Expressions):
             f"gather_{kind}_{FORMATS[x_BF.dtype]}", rows, features,
             images_NF, labels_N, index_B, np.int64(rows), np.int64(features), mean, inverse_std,
             np.int32(mean.size == 1), x_BF, t_B,
+        )  # fmt: skip
+
+    def gather_augmented(
+        self,
+        images_NF: Array,
+        labels_N: Array,
+        index_B: Array,
+        keys_B: Array,
+        how: Augmentation,
+        mean: Array,
+        inverse_std: Array,
+        x_BF: Array,
+        t_B: Array,
+    ) -> None:
+        kind = FILES.get(images_NF.dtype)
+        if kind is None:  # as above
+            images_NF, labels_N = images_NF[index_B].astype(np.float32), labels_N[index_B]
+            kind, index_B = "f32", self.xp.arange(len(index_B))
+        *numbers, erase = how
+        rows, features = x_BF.shape
+        self._rows(
+            f"augmented_{kind}_{FORMATS[x_BF.dtype]}", rows, features,
+            images_NF, labels_N, index_B, keys_B, np.int64(rows), *map(np.int32, numbers), np.float64(erase), mean,
+            inverse_std, np.int32(mean.size == 1), x_BF, t_B,
         )  # fmt: skip
 
     def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None:

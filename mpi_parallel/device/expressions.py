@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.device.augmentation import augmented
 from mpi_parallel.device.hashing import Keys, combine, permute
 from mpi_parallel.device.interface import (
     BEGUN,
@@ -25,6 +26,7 @@ from mpi_parallel.device.interface import (
     SCALE,
     TAKEN,
     Array,
+    Augmentation,
     Meet,
     Pace,
     Schedule,
@@ -63,6 +65,23 @@ class Expressions:
     ) -> None:
         """Both `gather` and `pick`."""
         self.gather(images_NF, index_B, mean, inverse_std, x_BF)
+        self.pick(labels_N, index_B, t_B)
+
+    def gather_augmented(
+        self,
+        images_NF: Array,
+        labels_N: Array,
+        index_B: Array,
+        keys_B: Array,
+        how: Augmentation,
+        mean: Array,
+        inverse_std: Array,
+        x_BF: Array,
+        t_B: Array,
+    ) -> None:
+        """The same of images that are changed before, each by its key."""
+        changed_BF = augmented(self.xp, images_NF[index_B], keys_B, how)
+        self.gather(changed_BF, self.xp.arange(len(index_B)), mean, inverse_std, x_BF)
         self.pick(labels_N, index_B, t_B)
 
     def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None:

@@ -37,7 +37,7 @@ def mix_in_place(x: Keys) -> Keys:
     return x
 
 
-def combine(a: Array, b: Array) -> Array:
+def combine(a: Array, b: Array | np.uint32) -> Array:
     """Random bits for each pair (a, b) of uint32 arrays that broadcast (1-D at least: NumPy warns of scalars)."""
     return mix(mix(a) + b)
 

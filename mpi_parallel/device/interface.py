@@ -43,6 +43,17 @@ class Schedule(NamedTuple):
     growth: int = 0  # finite steps after which the factor of the loss doubles; 0 keeps it at what it is
 
 
+class Augmentation(NamedTuple):
+    """How training images are changed by the keys of their rows; device/augmentation.py says what comes of it."""
+
+    height: int
+    width: int
+    channels: int
+    shift: int = 0  # pixels each way, fewer than there are
+    flip: bool = False  # mirror every other image
+    erase: float = 0.0  # the share of images that lose a rectangle
+
+
 class Kernels(Protocol):
     """The arithmetic beside matrix products. What each computes is written in expressions.py."""
 
@@ -59,6 +70,19 @@ class Kernels(Protocol):
         images_NF: Array,
         labels_N: Array,
         index_B: Array,
+        mean: Array,
+        inverse_std: Array,
+        x_BF: Array,
+        t_B: Array,
+    ) -> None: ...
+
+    def gather_augmented(
+        self,
+        images_NF: Array,
+        labels_N: Array,
+        index_B: Array,
+        keys_B: Array,
+        how: Augmentation,
         mean: Array,
         inverse_std: Array,
         x_BF: Array,

@@ -11,9 +11,9 @@ import numpy as np
 from mpi_parallel.device.blas import find_sgemm
 from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.hashing import half_of, round_keys
-from mpi_parallel.device.interface import Array
+from mpi_parallel.device.interface import Array, Augmentation
 
-MODULE, VERSION = "mpi_parallel.device._kernels", 3  # what module.c must call itself
+MODULE, VERSION = "mpi_parallel.device._kernels", 4  # what module.c must call itself
 INDEX = np.dtype(np.int64)
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
 # Those that take the arguments that callers have are called without a detour, and products if we know the BLAS.
@@ -39,6 +39,7 @@ class OpenMP(Expressions):
             raise ImportError("NumPy's arrays are laid out in another way than kernels/module.c knows")
         self.library = library
         self.name = f"OpenMP kernels ({library.instruction_set()})"
+        self._augmented = {d: getattr(library, f"{n}_augmented") for d, n in GATHERS.items()}
         self._gathers: dict[Any, Callable[..., None]] = {d: getattr(library, n) for d, n in GATHERS.items()}
         sgemm = find_sgemm()
         if sgemm:
@@ -47,6 +48,7 @@ class OpenMP(Expressions):
             setattr(self, name, getattr(library, name))
         for name in RULES:
             setattr(self, f"_{name}", getattr(library, name))
+        self._changed = np.empty(0, np.uint8)  # scratch of gather_augmented: an image a thread
         self._rows = np.empty((2, 0), np.float32)  # scratch of cross_entropy: loss and hit of each row
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
@@ -54,6 +56,28 @@ class OpenMP(Expressions):
         if kernel is None or index_B.dtype != INDEX:
             return super().gather(images_NF, index_B, mean, inverse_std, x_BF)
         return kernel(images_NF, index_B, mean, inverse_std, x_BF)
+
+    def gather_augmented(
+        self,
+        images_NF: Array,
+        labels_N: Array,
+        index_B: Array,
+        keys_B: Array,
+        how: Augmentation,
+        mean: Array,
+        inverse_std: Array,
+        x_BF: Array,
+        t_B: Array,
+    ) -> None:
+        kernel = self._augmented.get(images_NF.dtype)
+        if kernel is None or index_B.dtype != INDEX:
+            super().gather_augmented(images_NF, labels_N, index_B, keys_B, how, mean, inverse_std, x_BF, t_B)
+            return
+        nbytes = self.library.threads() * x_BF.shape[1] * images_NF.itemsize
+        if self._changed.nbytes < nbytes:
+            self._changed = np.empty(nbytes, np.uint8)
+        kernel(images_NF, index_B, keys_B, *how, mean, inverse_std, x_BF, self._changed)
+        self.pick(labels_N, index_B, t_B)
 
     def permute(self, image: Array, first: int, n: int, keys: Array, starts: Array) -> None:
         self.library.permute(image, first, n, half_of(n), np.stack(round_keys(keys)), starts)
@@ -69,7 +93,8 @@ class OpenMP(Expressions):
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None:
         if self._rows.shape[1] < len(t_B):
-            self._rows = np.empty((2, len(t_B)), np.float32)
+            self._changed = np.empty(0, np.uint8)  # scratch of gather_augmented: an image a thread
+        self._rows = np.empty((2, len(t_B)), np.float32)
         self.library.cross_entropy(z_BK, t_B, *self._rows, sums)
 
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:

@@ -5,11 +5,12 @@ import pytest
 from mpi4py import MPI
 
 from mpi_parallel.config.learning import DataOptions
-from mpi_parallel.data_parallel.augmentation import Augmentation, augmentation_of
+from mpi_parallel.data_parallel.augmentation import augmentation_of
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.data_parallel.memory import Budget
-from mpi_parallel.device import Host
+from mpi_parallel.device import Augmentation, Host
+from mpi_parallel.device import augmentation as expression
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.options import InputError
 from tests.assembly import ALONE, world
@@ -19,8 +20,13 @@ SHAPES = [(6, 5), (6, 5, 3)]
 KEYS = np.random.default_rng(0).integers(0, 2**32, 500, dtype=np.uint32)
 
 
-def augmented(augment, raw_BF, keys=KEYS):
-    return augment(Workspace(Host()), raw_BF.copy(), keys[: len(raw_BF)]).reshape(len(raw_BF), *augment.shape)
+def of(shape, *how, **named):
+    return Augmentation(*(*shape, 1)[:3], *how, **named)
+
+
+def augmented(how, raw_BF, keys=KEYS):
+    changed = expression.augmented(np, raw_BF, keys[: len(raw_BF)], how)
+    return changed.reshape(len(raw_BF), how.height, how.width, how.channels)
 
 
 def images(shape, n=500, dtype=np.uint8):
@@ -41,7 +47,7 @@ def shifted(image_HWC, down, right):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
 def test_shift_moves_by_up_to_so_many_pixels_equally_often(shape, dtype):
-    raw, augment = images(shape, dtype=dtype), Augmentation(shape, shift=2)
+    raw, augment = images(shape, dtype=dtype), of(shape, shift=2)
     out, times = augmented(augment, raw), np.zeros((5, 5), int)
     assert out.dtype == dtype
     for before, after in zip(raw.reshape(out.shape), out, strict=True):
@@ -54,7 +60,7 @@ def test_shift_moves_by_up_to_so_many_pixels_equally_often(shape, dtype):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flip_mirrors_half_of_the_images_left_to_right(shape):
     raw = images(shape)
-    out = augmented(Augmentation(shape, flip=True), raw)
+    out = augmented(of(shape, flip=True), raw)
     before = raw.reshape(out.shape)
     same, mirrored = ((out == other).all(axis=(1, 2, 3)) for other in (before, before[:, :, ::-1]))
     assert (same | mirrored).all()
@@ -65,7 +71,7 @@ def test_flip_mirrors_half_of_the_images_left_to_right(shape):
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_erase_puts_rectangles_to_zero(shape, share):
     raw = images(shape)
-    out = augmented(Augmentation(shape, erase=share), raw)
+    out = augmented(of(shape, erase=share), raw)
     erased = out != raw.reshape(out.shape)
     assert not out[erased].any()
     assert (erased == erased[..., :1]).all()  # all colours of a pixel
@@ -79,7 +85,7 @@ def test_erase_puts_rectangles_to_zero(shape, share):
 
 
 def test_depends_on_the_key_alone():
-    raw, augment = images((6, 5), 40), Augmentation((6, 5), 2, True, 0.5)
+    raw, augment = images((6, 5), 40), of((6, 5), 2, True, 0.5)
     whole, parts = augmented(augment, raw), [augmented(augment, raw[i : i + 1], KEYS[i:]) for i in range(40)]
     assert np.array_equal(whole, np.concatenate(parts))
     assert not np.array_equal(whole, augmented(augment, raw, KEYS[1:]))
@@ -105,7 +111,7 @@ def test_samples_are_those_of_one_rank_and_differ_between_epochs(shared_path, ho
     def samples(comm, epoch):
         data = open_image_set(DataOptions(data=str(path)), 0, comm)
         budget = Budget(holding=holding, window=2000)
-        training = TrainingRows(data, 8, 0, comm, Host(), budget, Augmentation(data.shape, 1, True, 0.5))
+        training = TrainingRows(data, 8, 0, comm, Host(), budget, of(data.shape, 1, True, 0.5))
         ws, found = Workspace(Host()), []
         for batch in training.epoch(epoch, 16):
             ws.reset()

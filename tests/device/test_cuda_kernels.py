@@ -13,7 +13,7 @@ import pytest
 from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_kernels import CudaKernels
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.interface import BEGUN, HELD, LOSS_SCALE, PACE, RATE, SCALE, Pace, Schedule
+from mpi_parallel.device.interface import BEGUN, HELD, LOSS_SCALE, PACE, RATE, SCALE, Augmentation, Pace, Schedule
 from mpi_parallel.nn.learning_rate import learning_rate
 from tests.device.emulated import emulated
 from tests.device.shim import SANITIZE, compiler, shim
@@ -105,6 +105,31 @@ def gather(kernels, rows, width, dtype, kind, scalar):
     kernels.gather_labelled(on(images), on(labels), on(index), on(mean), on(inverse), x, t)
     np.testing.assert_array_equal(values(x), to_bits(expected, kind))
     np.testing.assert_array_equal(values(t), labels[index])
+
+
+IMAGES = [(1, 1, 1), (7, 5, 1), (5, 8, 3), (19, 17, 1)]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64, np.int32])
+def test_rows_that_are_changed_by_their_keys(kernels, dtype, kind):
+    for rows, height, width, channels in [(0, 3, 3, 1), *((20, *shape) for shape in IMAGES)]:
+        for how in ((0, False, 1.0), (min(2, height - 1), True, 0.5)):
+            augmented(kernels, rows, Augmentation(height, width, channels, *how), dtype, kind, width % 2 == 1)
+
+
+def augmented(kernels, rows, how, dtype, kind, scalar):
+    random, features = np.random.default_rng(2), how.height * how.width * how.channels
+    images, labels = random.integers(0, 200, (50, features)).astype(dtype), random.integers(0, 9, 50).astype(np.int32)
+    index, keys = random.integers(0, 50, rows), random.integers(0, 2**32, rows, np.uint32)
+    mean, inverse = normal(1 if scalar else features), normal(1 if scalar else features, seed=1)
+    expected, theirs = np.empty((rows, features), np.float32), np.empty(rows, np.int32)
+    wide = images.astype(np.float32)
+    PLAIN_KERNELS.gather_augmented(wide, labels, index, keys, how, mean, inverse, expected, theirs)
+    x, t = empty((rows, features), kind), on(np.zeros(rows, np.int32))
+    kernels.gather_augmented(on(images), on(labels), on(index), on(keys), how, on(mean), on(inverse), x, t)
+    np.testing.assert_array_equal(values(x), to_bits(expected, kind))
+    np.testing.assert_array_equal(values(t), theirs)
 
 
 def test_images_of_an_unusual_type_are_gathered_by_the_array_module(kernels):

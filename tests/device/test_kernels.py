@@ -9,7 +9,7 @@ import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpi_parallel.device import Pace
+from mpi_parallel.device import Augmentation, Pace
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.host import best_kernels
 from mpi_parallel.device.openmp import MODULE, OpenMP
@@ -45,6 +45,34 @@ def test_gather_is_the_expression_in_every_type(dtype, scalar, rows, width, seed
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-5)
     if dtype in (np.uint8, np.uint16, np.float32):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("scalar", [True, False])
+@given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 8), SEED)
+def test_augmentation_is_the_expression_bit_for_bit(dtype, scalar, rows, height, width, channels, shift, seed):
+    random, features = np.random.default_rng(seed), height * width * channels
+    images, labels = random.integers(0, 200, (50, features)).astype(dtype), np.arange(50, dtype=np.int32)
+    index, keys = random.integers(0, 50, rows), random.integers(0, 2**32, rows, np.uint32)
+    mean, inverse = (normal(1 if scalar else features, seed=seed + k) for k in (1, 2))
+    how = Augmentation(height, width, channels, min(shift, height - 1, width - 1), bool(seed % 2), seed % 3 / 2)
+    x, t = np.empty((rows, features), np.float32), np.empty(rows, np.int32)
+    for out, made in ((7, x), (8, t)):
+        ours, theirs = both("gather_augmented", images, labels, index, keys, how, mean, inverse, x, t, out=out)
+        np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+        assert ours.shape == made.shape
+
+
+def test_augmentation_of_images_that_are_not_finite_shows_them_where_they_are_seen():
+    """What is erased is 0, also where infinity was, and no -0."""
+    images = np.full((300, 12), np.inf, np.float32)
+    images[::2] = -1
+    index, keys = np.arange(300), np.random.default_rng(0).integers(0, 2**32, 300, np.uint32)
+    t, nothing, how = np.zeros(300, np.int32), np.zeros(1, np.float32), Augmentation(4, 3, 1, 1, True, 0.9)
+    x = np.empty((300, 12), np.float32)
+    ours, theirs = both("gather_augmented", images, t, index, keys, how, nothing, nothing + 1, x, t, out=7)
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+    assert set(np.unique(ours.view(np.uint32))) == {0, *np.array([np.inf, -1], np.float32).view(np.uint32)}
 
 
 @given(ROWS, WIDTH, SEED, st.booleans())
@@ -179,6 +207,9 @@ def test_the_number_of_threads_changes_no_bit(threads):
         ("cross_entropy", (z, t, np.zeros(2, np.float32)), 2),
         ("adam", (flat, flat, np.abs(flat), np.stack([flat] * 3), Pace(0.5, 0.1, 3), 0.9, 0.999, 1e-8, 0.0, 0.0), 0),
     ]
+    images, keys = np.arange(rows * 200 * 4, dtype=np.uint8).reshape(rows, 800), np.arange(rows, dtype=np.uint32)
+    one, how, x = np.ones(1, np.float32), Augmentation(40, 20, 1, 2, True, 0.5), np.empty((rows, 800), np.float32)
+    calls.append(("gather_augmented", (images, t, t.astype(np.int64), keys, how, one, one, x, t.copy()), 7))
     for name, arguments, out in calls:
         results = []
         for count in (1, threads):

@@ -62,6 +62,20 @@ def test_what_a_run_does_depends_on_no_pace(train, gpu):
     assert told(again) == ends[0][0][1:]
 
 
+@pytest.mark.parametrize("holding", ["resident", "streaming"])
+def test_images_that_change_with_the_epoch_are_replayed(train, gpu, holding):
+    """Each epoch draws anew: what it does comes from the keys of the rows, which the device deals itself."""
+    options = ("--shift", 1, "--flip", "--erase", 0.5, "--precision", "bfloat16", "--holding", holding)
+    ends = []
+    for name, more in [("late", ()), ("eager", ("--no-graphs",)), ("plain", ("--shift", 0, "--no-flip", "--erase", 0))]:
+        cupy = gpu(True)
+        status, events = train(*options, *more, name=name)
+        assert status == 0
+        assert any(event[0] == "replay" for event in cupy.events) == (name != "eager" and holding == "resident")
+        ends.append((told(events), events[-1]["weights_sha256"]))
+    assert ends[0] == ends[1] != ends[2]
+
+
 @pytest.mark.parametrize("options", [("--batch-size", 60), ("--steps", 6), ("--check-replicas", 3)], ids=str)
 def test_epochs_and_runs_of_any_length(train, gpu, options):
     """Epochs of one step; a run that ends within one; copies that are compared on the way."""

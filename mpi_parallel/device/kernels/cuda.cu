@@ -5,6 +5,7 @@
  * the same launch gives the same bits. Numbers that change from step to step may be read from the device's memory, so a
  * captured launch can be replayed. Kernels end in _f32, _f16 or _bf16 by the type of the products' operands.
  */
+#include "augment.h"
 #include "maths.h"
 
 typedef unsigned char u8;
@@ -77,46 +78,7 @@ FN bool last_block(unsigned *ticket)
     return last;
 }
 
-/* --- rows by number from the file's type to standardised operands, with their labels --- */
-
-template <class From, class To>
-FN void gather_rows(const From *images, const int *labels, const i64 *index, i64 rows, i64 features, const float *mean,
-                    const float *inverse_std, int scalar, To *out, int *t)
-{
-    EACH_ROW(row, rows) {
-        const From *from = images + index[row] * features;
-        To *to = out + row * features;
-        if (labels && threadIdx.x == 0) t[row] = labels[index[row]];
-        for (i64 f = threadIdx.x; f < features; f += blockDim.x) {
-            i64 k = scalar ? 0 : f;
-            put(to[f], mp_normalise((float)from[f], mean[k], inverse_std[k]));
-        }
-    }
-}
-
-#define GATHER(FROM, From, TO, To)                                                                                     \
-    KERNEL gather_##FROM##_##TO(const From *images, const int *labels, const i64 *index, i64 rows, i64 features,       \
-                                const float *mean, const float *inverse_std, int scalar, To *out, int *t)              \
-    {                                                                                                                  \
-        gather_rows(images, labels, index, rows, features, mean, inverse_std, scalar, out, t);                         \
-    }
-#define GATHERS(TO, To)                                                                                                \
-    GATHER(u8, u8, TO, To) GATHER(u16, u16, TO, To) GATHER(i16, i16, TO, To) GATHER(f32, float, TO, To)                \
-    GATHER(f64, double, TO, To)
-FORMATS(GATHERS)
-
-/* the labels alone */
-KERNEL pick(const int *labels, const i64 *index, i64 rows, int *t) { EACH(row, rows) t[row] = labels[index[row]]; }
-
-/* The batch from place *cursor of the epoch's order on; whoever comes next stands behind it. One block. */
-KERNEL deal(const i64 *index_N, const unsigned *keys_N, i64 *cursor, i64 rows, i64 *index, unsigned *keys)
-{
-    i64 first = *cursor;
-    for (i64 row = threadIdx.x; row < rows; row += blockDim.x)
-        index[row] = index_N[first + row], keys[row] = keys_N[first + row];
-    __syncthreads();
-    if (threadIdx.x == 0) *cursor = first + rows;
-}
+#include "rows.cu"
 
 /* --- bias, relu and its gradient --- */
 

@@ -96,6 +96,22 @@ GATHER_CALL(gather_u8)
 GATHER_CALL(gather_u16)
 GATHER_CALL(gather_f32)
 
+#define AUGMENTED_CALL(NAME)                                                                                           \
+    FUNCTION(NAME##_augmented)                                                                                         \
+    {                                                                                                                  \
+        TAKES(13);                                                                                                     \
+        ARRAY(images, 0); ARRAY(index, 1); ARRAY(keys, 2);                                                             \
+        WHOLE(height, 3); WHOLE(width, 4); WHOLE(channels, 5); WHOLE(shift, 6); WHOLE(flip, 7);                        \
+        double erase = PyFloat_AsDouble(given[8]);                                                                     \
+        ARRAY(mean, 9); ARRAY(inverse_std, 10); ARRAY(x, 11); ARRAY(changed, 12);                                      \
+        mp_augmentation how = {(int)height, (int)width, (int)channels, (int)shift, (int)flip, erase};                  \
+        RUN(NAME##_augmented(DATA(images), DATA(index), DATA(keys), how, x->shape[0], DATA(mean), DATA(inverse_std),   \
+                             elements(mean) == 1, DATA(x), DATA(changed)));                                            \
+    }
+AUGMENTED_CALL(gather_u8)
+AUGMENTED_CALL(gather_u16)
+AUGMENTED_CALL(gather_f32)
+
 FUNCTION(pick)
 {
     TAKES(3);
@@ -260,15 +276,23 @@ FUNCTION(instruction_set)
     return PyUnicode_FromString(instruction_set());
 }
 
+FUNCTION(threads)
+{
+    (void)given;
+    TAKES(0);
+    return PyLong_FromLong(omp_get_max_threads());
+}
+
 #define LISTED(NAME) {#NAME, (PyCFunction)(void (*)(void))call_##NAME, METH_FASTCALL, NULL}
 
 static PyMethodDef methods[] = {
-    LISTED(gather_u8), LISTED(gather_u16), LISTED(gather_f32), LISTED(pick), LISTED(permute), LISTED(set_sgemm),
+    LISTED(gather_u8), LISTED(gather_u16), LISTED(gather_f32), LISTED(gather_u8_augmented), LISTED(gather_u16_augmented),
+    LISTED(gather_f32_augmented), LISTED(pick), LISTED(permute), LISTED(set_sgemm),
     LISTED(linear), LISTED(input_gradient), LISTED(weight_gradient), LISTED(bias), LISTED(relu_gradient),
     LISTED(column_sums), LISTED(to_bfloat16), LISTED(to_float16), LISTED(to_tf32), LISTED(pack_bfloat16), LISTED(pack_float16),
     LISTED(unpack_bfloat16), LISTED(unpack_float16), LISTED(dropout),
     LISTED(cross_entropy), LISTED(check), LISTED(sum_slots), LISTED(sgd), LISTED(momentum), LISTED(adam), LISTED(meet),
-    LISTED(address), LISTED(instruction_set), {NULL, NULL, 0, NULL},
+    LISTED(address), LISTED(instruction_set), LISTED(threads), {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", NULL, -1, methods, NULL, NULL, NULL, NULL};
@@ -281,6 +305,6 @@ PyMODINIT_FUNC PyInit__kernels(void)
     Py_DECREF(numpy);
     PyObject *module = array_type ? PyModule_Create(&definition) : NULL;
     /* Raised whenever what a function takes or does changes: a library that was built before is not to be trusted. */
-    if (module && PyModule_AddIntConstant(module, "VERSION", 3) < 0) Py_CLEAR(module);
+    if (module && PyModule_AddIntConstant(module, "VERSION", 4) < 0) Py_CLEAR(module);
     return module;
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "augment.h"
 #include "maths.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -39,72 +40,7 @@
         }                                                                                          \
     } while (0)
 
-/* --- gather + normalise: rows by number, from the file's type to standardised float32 --- */
-
-#define AHEAD 2 /* rows: memory takes about as long to answer as these take to convert */
-
-#define GATHER(NAME, TYPE)                                                                                             \
-    WIDENING static void NAME##_part(const TYPE *restrict images, const int64_t *restrict index, long begin, long end,  \
-                                    long features, const float *restrict mean, const float *restrict inverse_std,      \
-                                    int scalar, float *restrict out)                                                   \
-    {                                                                                                                  \
-        for (long row = begin; row < end; ++row) {                                                                     \
-            const TYPE *from = images + index[row] * features;                                                         \
-            float *to = out + row * features;                                                                          \
-            /* The rows lie anywhere: fetch the start of a later one meanwhile, past the cache that is full of x. */   \
-            const char *next = (const char *)(images + index[row + AHEAD < end ? row + AHEAD : row] * features);       \
-            for (long at = 0; at < features * (long)sizeof(TYPE) && at < 4096; at += 64)                               \
-                __builtin_prefetch(next + at, 0, 0);                                                                   \
-            if (scalar) {                                                                                              \
-                float one = mean[0], other = inverse_std[0];                                                           \
-                _Pragma("omp simd") for (long f = 0; f < features; ++f)                                                \
-                    to[f] = mp_normalise((float)from[f], one, other);                                                  \
-            } else {                                                                                                   \
-                _Pragma("omp simd") for (long f = 0; f < features; ++f)                                                \
-                    to[f] = mp_normalise((float)from[f], mean[f], inverse_std[f]);                                     \
-            }                                                                                                          \
-        }                                                                                                              \
-    }                                                                                                                  \
-    void NAME(const TYPE *images, const int64_t *index, long rows, long features, const float *mean,                   \
-              const float *inverse_std, int scalar, float *out)                                                        \
-    {                                                                                                                  \
-        SHARE(rows, features, NAME##_part(images, index, begin, end, features, mean, inverse_std, scalar, out));       \
-    }
-
-GATHER(gather_u8, uint8_t)
-GATHER(gather_u16, uint16_t)
-GATHER(gather_f32, float)
-
-/* the labels of the rows */
-void pick(const int32_t *labels, const int64_t *index, long rows, int32_t *t)
-{
-    for (long row = 0; row < rows; ++row) t[row] = labels[index[row]];
-}
-
-VECTORS static void permute_part(int64_t *restrict image, long begin, long end, long columns, long apart, long first,
-                                 unsigned n, int half, const uint32_t *restrict keys, const int64_t *restrict starts)
-{
-    for (long row = begin; row < end; ++row) {
-        int64_t *to = image + row * apart;
-        unsigned outside = 0;
-        _Pragma("omp simd reduction(| : outside)") for (long c = 0; c < columns; ++c) {
-            unsigned place = mp_permute((unsigned)(first + row), keys + c, columns, half);
-            outside |= place >= n;
-            to[c] = place;
-        }
-        for (long c = 0; outside && c < columns; ++c)
-            while (to[c] >= n) to[c] = mp_permute((unsigned)to[c], keys + c, columns, half);
-        _Pragma("omp simd") for (long c = 0; c < columns; ++c) to[c] += starts[c];
-    }
-}
-
-/* The images of the places first, first + 1, ... (a row each, `apart` numbers from the next) under permutations of range(n),
- * one a column, by their keys (MP_ROUNDS, columns), each counted from its start; see device/hashing.py. */
-void permute(int64_t *image, long rows, long columns, long apart, long first, long n, int half, const uint32_t *keys,
-             const int64_t *starts)
-{
-    SHARE(rows, 8 * columns, permute_part(image, begin, end, columns, apart, first, (unsigned)n, half, keys, starts));
-}
+#include "rows.c"
 
 /* --- bias, relu and its gradient, column sums --- */
 

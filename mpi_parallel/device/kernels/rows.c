@@ -1,0 +1,128 @@
+/* A part of openmp.c: rows by number, changed or as they are, and the order that they are taken in. */
+
+/* --- gather + normalise: rows by number, from the file's type to standardised float32 --- */
+
+#define AHEAD 2 /* rows: memory takes about as long to answer as these take to convert */
+
+/* The rows lie anywhere: fetch the start of a later one meanwhile, past the cache that is full of x. */
+static inline void fetch(const void *row, long bytes)
+{
+    for (long at = 0; at < bytes && at < 4096; at += 64) __builtin_prefetch((const char *)row + at, 0, 0);
+}
+
+/* one row */
+#define SPAN(NAME, TYPE)                                                                                              \
+    static inline void NAME##_span(const TYPE *restrict from, float *restrict to, long features,                      \
+                                   const float *restrict mean, const float *restrict inverse_std, int scalar)         \
+    {                                                                                                                 \
+        if (scalar) {                                                                                                 \
+            float one = mean[0], other = inverse_std[0];                                                              \
+            _Pragma("omp simd") for (long f = 0; f < features; ++f) to[f] = mp_normalise((float)from[f], one, other); \
+        } else {                                                                                                      \
+            _Pragma("omp simd") for (long f = 0; f < features; ++f)                                                   \
+                to[f] = mp_normalise((float)from[f], mean[f], inverse_std[f]);                                        \
+        }                                                                                                             \
+    }
+
+#define GATHER(NAME, TYPE)                                                                                            \
+    SPAN(NAME, TYPE)                                                                                                  \
+    WIDENING static void NAME##_part(const TYPE *restrict images, const int64_t *restrict index, long begin, long end,\
+                                    long features, const float *restrict mean, const float *restrict inverse_std,     \
+                                    int scalar, float *restrict out)                                                  \
+    {                                                                                                                 \
+        for (long row = begin; row < end; ++row) {                                                                    \
+            fetch(images + index[row + AHEAD < end ? row + AHEAD : row] * features, features * (long)sizeof *images); \
+            NAME##_span(images + index[row] * features, out + row * features, features, mean, inverse_std, scalar);   \
+        }                                                                                                             \
+    }                                                                                                                 \
+    void NAME(const TYPE *images, const int64_t *index, long rows, long features, const float *mean,                  \
+              const float *inverse_std, int scalar, float *out)                                                       \
+    {                                                                                                                 \
+        SHARE(rows, features, NAME##_part(images, index, begin, end, features, mean, inverse_std, scalar, out));      \
+    }
+
+GATHER(gather_u8, uint8_t)
+GATHER(gather_u16, uint16_t)
+GATHER(gather_f32, float)
+
+/* --- the same of rows that are changed by their keys: an image is put together first, as lines are short --- */
+
+#define AUGMENTED(NAME, TYPE)                                                                                         \
+    /* Columns from `begin` to `end` of a line */                                                                     \
+    static inline void NAME##_seen(const TYPE *restrict image, TYPE *restrict to, mp_line line, int begin, int end,   \
+                                   long channels)                                                                     \
+    {                                                                                                                 \
+        if (begin >= end) return;                                                                                     \
+        const TYPE *from = image + line.first * channels;                                                             \
+        if (line.step > 0)                                                                                            \
+            memcpy(to + begin * channels, from + begin * channels, (end - begin) * channels * sizeof *to);            \
+        else if (channels == 1)                                                                                       \
+            for (long j = begin; j < end; ++j) to[j] = from[-j];                                                      \
+        else                                                                                                          \
+            for (long j = begin; j < end; ++j)                                                                        \
+                for (long c = 0; c < channels; ++c) to[j * channels + c] = from[c - j * channels];                    \
+    }                                                                                                                 \
+    WIDENING static void NAME##_augmented_part(const TYPE *images, const int64_t *index, const uint32_t *keys,        \
+                                              mp_augmentation how, long begin, long end, const float *mean,           \
+                                              const float *inverse_std, int scalar, float *out, TYPE *changed)        \
+    {                                                                                                                 \
+        long wide = (long)how.width * how.channels, features = how.height * wide;                                     \
+        for (long row = begin; row < end; ++row) {                                                                    \
+            fetch(images + index[row + AHEAD < end ? row + AHEAD : row] * features, features * (long)sizeof *images); \
+            mp_change change = mp_changed(keys[row], how);                                                            \
+            for (int i = 0; i < how.height; ++i) {                                                                    \
+                mp_line line = mp_line_of(change, how, i);                                                            \
+                int left = line.left < line.end ? line.left : line.end;                                               \
+                int right = line.stop > line.begin ? line.stop : line.begin;                                          \
+                TYPE *to = changed + i * wide;                                                                        \
+                if (line.begin > 0 || left < how.width) memset(to, 0, wide * sizeof *to);                             \
+                NAME##_seen(images + index[row] * features, to, line, line.begin, left, how.channels);                \
+                NAME##_seen(images + index[row] * features, to, line, right, line.end, how.channels);                 \
+            }                                                                                                         \
+            NAME##_span(changed, out + row * features, features, mean, inverse_std, scalar);                          \
+        }                                                                                                             \
+    }                                                                                                                 \
+    /* `changed` has room for an image a thread */                                                                    \
+    void NAME##_augmented(const TYPE *images, const int64_t *index, const uint32_t *keys, mp_augmentation how,        \
+                          long rows, const float *mean, const float *inverse_std, int scalar, float *out, TYPE *changed)\
+    {                                                                                                                 \
+        long features = (long)how.height * how.width * how.channels;                                                  \
+        SHARE(rows, features,                                                                                         \
+              NAME##_augmented_part(images, index, keys, how, begin, end, mean, inverse_std, scalar, out,             \
+                                    changed + mine * features));                                                      \
+    }
+
+AUGMENTED(gather_u8, uint8_t)
+AUGMENTED(gather_u16, uint16_t)
+AUGMENTED(gather_f32, float)
+
+/* the labels of the rows */
+void pick(const int32_t *labels, const int64_t *index, long rows, int32_t *t)
+{
+    for (long row = 0; row < rows; ++row) t[row] = labels[index[row]];
+}
+
+VECTORS static void permute_part(int64_t *restrict image, long begin, long end, long columns, long apart, long first,
+                                 unsigned n, int half, const uint32_t *restrict keys, const int64_t *restrict starts)
+{
+    for (long row = begin; row < end; ++row) {
+        int64_t *to = image + row * apart;
+        unsigned outside = 0;
+        _Pragma("omp simd reduction(| : outside)") for (long c = 0; c < columns; ++c) {
+            unsigned place = mp_permute((unsigned)(first + row), keys + c, columns, half);
+            outside |= place >= n;
+            to[c] = place;
+        }
+        for (long c = 0; outside && c < columns; ++c)
+            while (to[c] >= n) to[c] = mp_permute((unsigned)to[c], keys + c, columns, half);
+        _Pragma("omp simd") for (long c = 0; c < columns; ++c) to[c] += starts[c];
+    }
+}
+
+/* The images of the places first, first + 1, ... (a row each, `apart` numbers from the next) under permutations of range(n),
+ * one a column, by their keys (MP_ROUNDS, columns), each counted from its start; see device/hashing.py. */
+void permute(int64_t *image, long rows, long columns, long apart, long first, long n, int half, const uint32_t *keys,
+             const int64_t *starts)
+{
+    SHARE(rows, 8 * columns, permute_part(image, begin, end, columns, apart, first, (unsigned)n, half, keys, starts));
+}
