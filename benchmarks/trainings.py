@@ -101,6 +101,14 @@ def whole(path: Path) -> bool:
     return True
 
 
+def listens(pid: int) -> bool:
+    """Whether a rank has come as far as to catch the last of the signals that it catches."""
+    with suppress(OSError):
+        caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+        return bool(int(caught, 16) >> (signal.SIGUSR2 - 1) & 1)
+    return False
+
+
 def kill(job: subprocess.Popen[bytes], number: signal.Signals = signal.SIGKILL) -> None:
     """All of a job."""
     for pid in (*ranks_of(job.pid), job.pid):

@@ -63,18 +63,27 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig, stop: Sto
     node = world.node()
     threads = settle_threads(config.threads, node)
     device = settle_device(config.device.device, node, world, config.device.precision, config.groups is None)
-    PULSE.enter("settling the layout")
+
+    def enter(doing: str) -> None:
+        """All ranks begin the next thing, or stop where one was asked to and nothing is lost by that."""
+        PULSE.enter(doing)
+        if legacy.empty:
+            stop.before_training(world)
+
+    enter("settling the layout")
     data = open_image_set(config.data, config.batch.seed, world)
     layout = settle_layout(config, data, world.on(device), node)
     grid, clock = ProcessGrid(world.on(device), *layout.grid[1:]), Clock()
     trace = open_trace(config.run.trace, config.run.trace_steps, clock, world, grid)
+    enter("reading the data")
     training, validation, test = _read(config, data, grid, node, device, clock)
 
-    PULSE.enter("building the network")
+    enter("building the network")
     classes = class_count(data, training, [validation, test], grid.data.on_host())
     engine, optimizer, choice = _build(config, (data.features, *config.model.hidden, classes), training, grid, clock)
     if choice.seconds:
         config = config.merging_by(choice.merger.name)
+    enter("opening the folder")
     folder = RunFolder(config.run.out, config, config.run.progress, world, config.run.resume is not None)
     folder.show_on(open_board(config.run.tensorboard, folder.path, world.rank == 0))
     merger = over_grid(choice.merger, grid)
@@ -100,7 +109,6 @@ def _read(
 ) -> tuple[TrainingRows, Rows | None, Rows | None]:
     """This rank's training rows, and its part of the others."""
     clock.enter("data", "read data")
-    PULSE.enter("reading the data")
     batch, comm = config.batch, grid.data.on_host()  # of what is read and counted
     budget, augment = budget_of(config.data, node, device), augmentation_of(config.data, data.shape)
     peers = grid.model if grid.model.size > 1 else None
@@ -127,4 +135,4 @@ def _build(
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, stoppable=True)

@@ -1,6 +1,7 @@
 """Train, and let something go wrong on the way: python -m tests.faulty RANK PLACE:COUNT ACTION [TRAINING OPTIONS].
 
-On this rank of the job, when PLACE is reached for the COUNTth time: forward, merge, publish, evaluation, or reading.
+On this rank of the job, when PLACE is reached for the COUNTth time: opening (of the data), reading, merging (its
+choice), folder, forward, merge, publish, or evaluation.
 Several faults are parted by a comma: `1,2 forward:5,merge:7 kill,kill`.
 """
 
@@ -13,12 +14,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from mpi_parallel import train
+from mpi_parallel import signals, train
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.training import fit, step
@@ -37,6 +39,13 @@ def bad(store: Any) -> None:
     store.flag_bad()
 
 
+def dawdle(store: Any) -> None:
+    """Be asked to stop while doing something that takes for ever."""
+    signals.PATIENCE = 1.0
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1000)
+
+
 ACTIONS: dict[str, Act] = {
     "kill": lambda store: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda store: os.kill(os.getpid(), signal.SIGSTOP),
@@ -47,6 +56,8 @@ ACTIONS: dict[str, Act] = {
     "raise": lambda store: 1 / 0,  # type: ignore[dict-item, return-value]
     "flip": flip,
     "bad": bad,
+    "dawdle": dawdle,
+    **{number.name: partial(lambda number, store: os.kill(os.getpid(), number), number) for number in signals.SIGNALS},
 }
 
 
@@ -96,9 +107,12 @@ def put_into(faults: Faults) -> None:
     fit.evaluate = faults.before("evaluation", fit.evaluate)
     Replica.run = run_with_fault  # type: ignore[method-assign]
     train.TrainingRows = faults.before("reading", rows)  # type: ignore[assignment, misc]
+    train.open_image_set = faults.before("opening", train.open_image_set)
+    train.open_merger = faults.before("merging", train.open_merger)
+    train.RunFolder = faults.before("folder", train.RunFolder)  # type: ignore[assignment, misc]
 
 
 if __name__ == "__main__":
     put_into(Faults(*sys.argv[1:4]))
     del sys.argv[1:4]
-    launch(train.main)
+    launch(train.main, stoppable=True)

@@ -21,6 +21,7 @@ from mpi4py import MPI
 from mpi_parallel.device import explain
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
+from mpi_parallel.signals import REQUESTS, STOPPED, StopAsked
 
 logger = logging.getLogger("mpi_parallel")
 
@@ -33,13 +34,17 @@ COMPANY = 10.0  # seconds that a rank which leaves with a status waits for the o
 FORWARDING = 0.2  # seconds for the launcher to pass a message on: on an abort MPICH's now and then drops the last
 
 
-def launch(main: Callable[[Communicator, list[str]], int]) -> NoReturn:
+def launch(main: Callable[[Communicator, list[str]], int], stoppable: bool = False) -> NoReturn:
     """Run `main(world, arguments)` on every rank and leave with its status.
 
-    An exception on any rank ends the job, and so does a status other than 0 that one rank returns alone.
+    An exception on any rank ends the job, and so does a status other than 0 that one rank returns alone. A program that
+    is `stoppable` remembers signals and looks for them itself (mpi_parallel/signals.py).
     """
     faulthandler.enable()  # a crash shows where it was
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # see mpi_parallel/__init__.py
+    if stoppable:
+        REQUESTS.listen()
+    else:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # see mpi_parallel/__init__.py
     world = Communicator(MPI.COMM_WORLD)
     farewell = MPI.COMM_WORLD.Dup()  # its own communicator: the failing ranks' messages must not meet anybody else's
     try:
@@ -55,6 +60,8 @@ def verdict(error: BaseException) -> tuple[str, int]:
     """What to tell of an exception, and the exit status: a GPU's in words, of others where they came from."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
+    if isinstance(error, StopAsked):
+        return str(error), STOPPED
     if isinstance(error, SystemExit):  # --help leaves with 0 on all ranks; anything else may be one rank's alone
         return f"sys.exit: {error.code}", error.code if isinstance(error.code, int) else int(error.code is not None)
     told = error if isinstance(error, InputError) else explain(error)

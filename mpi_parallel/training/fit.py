@@ -18,6 +18,7 @@ from mpi_parallel.nn.layers import See
 from mpi_parallel.nn.learning_rate import learning_rate
 from mpi_parallel.nn.mlp import weights_sha256
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores, score
+from mpi_parallel.signals import STOPPED
 from mpi_parallel.training import closing
 from mpi_parallel.training.ahead import Steps, in_order
 from mpi_parallel.training.faults.bad_numbers import LISTED, diagnose
@@ -28,15 +29,14 @@ from mpi_parallel.training.pacing import open_steps
 from mpi_parallel.training.progress import duration, open_progress
 from mpi_parallel.training.run import Run
 
-FINISHED, DIFFERENT, UNSAVED, DIVERGED, STOPPED = 0, 1, 1, 3, 75  # exit statuses
+FINISHED, DIFFERENT, UNSAVED, DIVERGED = 0, 1, 1, 3  # exit statuses, beside STOPPED
 STATUSES = {"not-finite": DIVERGED, "signal": STOPPED, "time-limit": STOPPED, "replicas-differ": DIFFERENT}
 TOLD_APART = 256  # of more ranks an epoch's line tells the mean and the slowest alone
 
 
 def fit(run: Run) -> int:
     """Train until there is a reason to stop; the exit status."""
-    if run.comm.rank == 0:
-        run.stop.limit = time_limit_of(run.config.run.time_limit)
+    run.stop.begin(time_limit_of(run.config.run.time_limit) if run.comm.rank == 0 else None)
     progress = open_progress(run.config.run.progress, run.total_steps, run.comm.rank == 0, run.config.batch.batch_size)
     run.folder.show_through(progress)
     reason, run.patience.epochs = "finished", run.config.run.early_stop

@@ -15,6 +15,7 @@ from mpi_parallel import train as program
 from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.mlp import MLP
+from mpi_parallel.signals import StopAsked
 from mpi_parallel.train import main
 from mpi_parallel.training.run import Patience
 from tests.samples import write_image_set
@@ -183,16 +184,29 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(train, shared_path, num
 
 
 @pytest.mark.parallel([1, 3])
-@pytest.mark.parametrize("place", ["open_image_set", "TrainingRows", "open_merger", "find", "announce"])
-def test_who_is_asked_to_stop_before_training_begins_takes_one_step(train, place, monkeypatch):
-    verb = getattr(program, place)
+@pytest.mark.parametrize("place", ["open_image_set", "TrainingRows", "open_merger"])
+def test_who_is_asked_to_stop_before_there_is_a_run_leaves(train, place, monkeypatch, shared_path):
+    monkeypatch.setattr(program, place, asked_to_stop(getattr(program, place)))
+    with pytest.raises(StopAsked, match="SIGTERM"):
+        train()
+    assert not (shared_path / "run").exists()
+
+
+def asked_to_stop(verb):
+    """The verb, in which the last rank gets a signal."""
 
     def asked(*arguments, **named):
         if MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return verb(*arguments, **named)
 
-    monkeypatch.setattr(program, place, asked)
+    return asked
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("place", ["find", "announce"])
+def test_who_is_asked_to_stop_before_training_begins_takes_one_step(train, place, monkeypatch):
+    monkeypatch.setattr(program, place, asked_to_stop(getattr(program, place)))
     status, events = train("--epochs", 10**6, "--checkpoint-every", "1h")
     assert status == 75
     assert (events[-1]["reason"], events[-1]["step"]) == ("signal", 1)

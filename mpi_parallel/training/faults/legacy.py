@@ -35,6 +35,10 @@ class Kept:
 class Heritage(Protocol):
     """What outlives an attempt."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether nobody has come as far as to a step."""
+
     def claim(self, config: TrainConfig) -> TrainConfig:
         """The options of this attempt."""
 
@@ -50,6 +54,8 @@ class Heritage(Protocol):
 
 class Forgetful:
     """The twin of Legacy in runs that survive nothing."""
+
+    empty = True
 
     def claim(self, config: TrainConfig) -> TrainConfig:
         return config
@@ -75,6 +81,11 @@ class Legacy:
     name: str = field(default_factory=lambda: f"rank {MPI.COMM_WORLD.rank} on {platform.node()}")
     out: str = ""  # the run's folder
     names: Sequence[str] = ()  # of the ranks of this attempt, by the numbers that the job gave them
+
+    @property
+    def empty(self) -> bool:
+        """Told of the attempts, so that all ranks say the same."""
+        return self.attempt == 1
 
     def meet(self, world: Communicator) -> int:
         """An attempt begins: all ranks learn who is there and where the run's folder is; rank 0 tells who is not.

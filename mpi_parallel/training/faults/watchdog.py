@@ -26,6 +26,7 @@ from mpi4py import MPI
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.lines import Lines
 from mpi_parallel.mpi.pulse import PULSE
+from mpi_parallel.signals import REQUESTS, STOPPED
 from mpi_parallel.training.faults.sightings import Sightings
 
 SECOND = 1.0  # between two signs of life
@@ -94,6 +95,9 @@ class Watchdog:
                 self.seen.mine.hear(now, signs_of_life())
                 self.lines.send(signs_of_life())
                 self._judge(now)
+                if REQUESTS.overdue():
+                    _say(f"asked to stop and still {PULSE.doing}; nothing is lost: ending the job")
+                    _abort(STOPPED)
         self.lines.send(BYE)
         self.lines.close()
 
@@ -176,8 +180,8 @@ def _say(text: str) -> None:
         os.write(2, f"watchdog: {text}\n".encode())
 
 
-def _abort() -> None:
+def _abort(status: int = 1) -> None:
     """End the job now; where the MPI cannot, this process, and the launcher ends the others."""
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(GRACE, exit=True, file=nowhere)
-        MPI.COMM_WORLD.Abort(1)
+        MPI.COMM_WORLD.Abort(status)

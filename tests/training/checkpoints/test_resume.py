@@ -286,11 +286,11 @@ def test_a_signal_leaves_a_checkpoint(train, monkeypatch):
     if train.world.rank == 1:
         asked, calls = StopRequest.before_step, []
 
-        def unlucky(self, saving):
+        def unlucky(self, saving, ahead=0):
             calls.append(saving)
             if len(calls) == 6:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return asked(self, saving)
+            return asked(self, saving, ahead)
 
         monkeypatch.setattr(StopRequest, "before_step", unlucky)
     status, events = train()

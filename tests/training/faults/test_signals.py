@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from mpi_parallel.training.faults.signals import SIGNALS, StopRequest
+from mpi_parallel.signals import REQUESTS, SIGNALS
+from mpi_parallel.training.faults.signals import StopRequest
 
 
 @pytest.fixture
@@ -43,3 +44,21 @@ def test_signals_are_left_as_they_were():
         assert [signal.getsignal(number) for number in SIGNALS] != before
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_one_that_came_before_is_remembered():
+    """As in a training, which listens from its first moment on."""
+    assert REQUESTS.listen()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with StopRequest() as request:
+            assert request and request.reason == "signal"
+        assert REQUESTS and signal.getsignal(signal.SIGTERM) == REQUESTS._ask, "until the program ends"
+    finally:
+        REQUESTS.forget()
+
+
+def test_an_interrupt_after_another_signal_is_the_first(stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop
