@@ -5,7 +5,9 @@ from setuptools import Extension, setup
 kernels = Extension(
     "mpi_parallel.device._kernels",
     sources=["mpi_parallel/device/kernels/module.c"],
-    depends=[f"mpi_parallel/device/kernels/{name}" for name in ("openmp.c", "rows.c", "maths.h", "augment.h")],
+    depends=[
+        f"mpi_parallel/device/kernels/{name}" for name in ("openmp.c", "rows.c", "products.c", "maths.h", "augment.h")
+    ],
     # No contraction: the same bits whichever instruction set runs. Nobody reads errno or traps exceptions.
     extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
     extra_link_args=["-fopenmp"],

@@ -19,6 +19,10 @@ PRODUCTS = import_module(("numpy._core" if hasattr(np, "_core") else "numpy.core
 # What libraries call cblas_sgemm, and whether its integers have 64 bits: that of NumPy's wheels first.
 NAMES = {"scipy_cblas_sgemm64_": True, "cblas_sgemm64_": True, "cblas_sgemm": False}
 
+# OpenBLAS' kernels for older CPUs, by the instructions that they leave unused; those of AVX2 are of no use to AVX-512.
+OLD = frozenset({"Prescott", "Core2", "Penryn", "Nehalem", "Sandybridge", "Barcelona", "Bulldozer", "Generic"})
+BELOW = {"avx512f": OLD | {"Haswell", "Zen"}, "avx2": OLD}
+
 
 class _Place(ctypes.Structure):
     """What dladdr(3) tells of an address."""
@@ -45,3 +49,9 @@ def blas_pool() -> dict[str, Any] | None:
         ours = os.path.realpath(os.fsdecode(place.file))
         pools.sort(key=lambda pool: os.path.realpath(pool.get("filepath", "")) != ours)
     return pools[0] if pools else None
+
+
+def blas_architecture() -> str:
+    """The CPUs for which OpenBLAS has the kernels that it runs, as it calls them; "" where that is not known."""
+    pool = blas_pool()
+    return "" if pool is None else str(pool.get("architecture") or "")

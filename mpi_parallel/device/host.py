@@ -12,14 +12,11 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import DTypeLike, NDArray
 
-from mpi_parallel.device.blas import blas_pool
+from mpi_parallel.device.blas import BELOW, blas_architecture, blas_pool
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import Kernels, MakeCollectives
 from mpi_parallel.device.openmp import OpenMP
 
-# OpenBLAS' kernels for older CPUs, by the instructions that they leave unused; those of AVX2 are of no use to AVX-512.
-OLD = frozenset({"Prescott", "Core2", "Penryn", "Nehalem", "Sandybridge", "Barcelona", "Bulldozer", "Generic"})
-BELOW = {"avx512f": OLD | {"Haswell", "Zen"}, "avx2": OLD}
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
@@ -110,8 +107,7 @@ def blas() -> str:
 
 def blas_complaint(flags: frozenset[str] | None = None) -> str | None:
     """What to tell the user where OpenBLAS was made to run kernels below what the CPU (its `flags`) can do."""
-    pool, flags = blas_pool(), cpu_flags() if flags is None else flags
-    kernels = "" if pool is None else str(pool.get("architecture") or "")
+    kernels, flags = blas_architecture(), cpu_flags() if flags is None else flags
     needs = next((flag for flag, architectures in BELOW.items() if flag in flags and kernels in architectures), None)
     if needs is None:
         return None

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mpi_parallel.device.blas import find_sgemm
+from mpi_parallel.device.blas import BELOW, blas_architecture, find_sgemm
 from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.hashing import half_of, round_keys
 from mpi_parallel.device.interface import Array, Augmentation
 
-MODULE, VERSION = "mpi_parallel.device._kernels", 4  # what module.c must call itself
+MODULE, VERSION = "mpi_parallel.device._kernels", 5  # what module.c must call itself
 INDEX = np.dtype(np.int64)
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
 # Those that take the arguments that callers have are called without a detour, and products if we know the BLAS.
@@ -38,18 +38,26 @@ class OpenMP(Expressions):
         if library.address(probe) != probe.__array_interface__["data"][0]:
             raise ImportError("NumPy's arrays are laid out in another way than kernels/module.c knows")
         self.library = library
-        self.name = f"OpenMP kernels ({library.instruction_set()})"
         self._augmented = {d: getattr(library, f"{n}_augmented") for d, n in GATHERS.items()}
         self._gathers: dict[Any, Callable[..., None]] = {d: getattr(library, n) for d, n in GATHERS.items()}
         sgemm = find_sgemm()
-        if sgemm:
-            library.set_sgemm(*sgemm)
+        products = sgemm is not None and self._set_products(*sgemm)
+        self.name = f"OpenMP kernels{' and products' if products else ''} ({library.instruction_set()})"
         for name in (*AS_THEY_ARE, *(PRODUCTS if sgemm else ())):
             setattr(self, name, getattr(library, name))
         for name in RULES:
             setattr(self, f"_{name}", getattr(library, name))
         self._changed = np.empty(0, np.uint8)  # scratch of gather_augmented: an image a thread
         self._rows = np.empty((2, 0), np.float32)  # scratch of cross_entropy: loss and hit of each row
+
+    def _set_products(self, address: int, wide: bool) -> bool:
+        """Multiply with this sgemm, and with products.c where that is quicker; whether that may be.
+
+        Not where OpenBLAS was told to be the same on older CPUs, too: who asks for that wants the same bits there.
+        """
+        own = self.library.instruction_set() == "AVX-512" and blas_architecture() not in BELOW["avx512f"]
+        self.library.set_sgemm(address, wide, own)
+        return own
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
         kernel = self._gathers.get(images_NF.dtype)

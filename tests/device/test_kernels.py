@@ -1,5 +1,6 @@
 """The compiled kernels against NumPy's expressions, at odd shapes, and the same bits for any number of threads."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -274,6 +275,47 @@ def test_products(biased, add, rows, inputs, outputs, seed):
     np.testing.assert_allclose(*both("input_gradient", dy, W, np.empty_like(x), out=2), **close)
     for out in (2, 3) if biased else (2,):
         np.testing.assert_allclose(*both("weight_gradient", x, dy, dW, db, add, out=out), **close)
+
+
+# (rows, inputs, outputs): whole tiles and parts of them in every direction, several blocks of k, what the BLAS takes.
+PRODUCTS = [(64, 784, 128), (65, 130, 1100), (70, 1100, 67), (12, 49, 10), (5, 7, 65), (300, 193, 48), (600, 40, 900)]
+
+
+@pytest.mark.parametrize("sizes", PRODUCTS)
+def test_products_of_layers_and_that_neither_threads_nor_other_rows_change_their_bits(sizes):
+    rows, inputs, outputs = sizes
+    x, W, dy = normal(rows, inputs, seed=1), normal(inputs, outputs, seed=2), normal(rows, outputs, seed=3)
+    exact = [a.astype(float) for a in (x @ W.astype(float), dy @ W.T.astype(float), x.T @ dy.astype(float))]
+
+    def products(count):
+        y, dx, dW = np.empty((count, outputs), np.float32), np.empty((count, inputs), np.float32), np.empty_like(W)
+        COMPILED.linear(x[:count], W, None, y, False)
+        COMPILED.input_gradient(dy[:count], W, dx)
+        COMPILED.weight_gradient(x[:count], dy[:count], dW, None, False)
+        return y, dx, dW
+
+    results = []
+    for threads in (1, 3):
+        with threadpoolctl.threadpool_limits(threads):
+            results.append(products(rows))
+    for one, right in zip(results[0], exact, strict=True):
+        np.testing.assert_allclose(one, right, rtol=1e-4, atol=1e-3)
+    if "products" in COMPILED.name and 12 < rows <= 256:
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_array_equal(one, other)
+        for all_rows, fewer in zip(results[0][:2], products(rows - 1)[:2], strict=True):
+            np.testing.assert_array_equal(all_rows[:-1], fewer)
+
+
+def test_products_are_those_of_the_blas_where_it_is_made_to_be_the_same_on_older_cpus(monkeypatch):
+    multiplied = (
+        "import numpy as np\nfrom mpi_parallel.device.openmp import OpenMP\n"
+        "kernels, a = OpenMP(), np.ones((64, 64), 'f')\n"
+        "kernels.linear(a, a, None, out := np.empty_like(a), False)\nassert (out == 64).all()\nprint(kernels.name)"
+    )
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    ended = subprocess.run([sys.executable, "-c", multiplied], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.startswith("OpenMP kernels (")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

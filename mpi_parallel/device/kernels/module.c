@@ -1,4 +1,4 @@
-/* The kernels of openmp.c as functions of NumPy arrays: the Python module mpi_parallel.device._kernels.
+/* The kernels of openmp.c and products.c as functions of NumPy arrays: the Python module mpi_parallel.device._kernels.
  *
  * A step calls some thirty of them, most for a few microseconds, so a call has to cost next to nothing: ctypes takes two
  * microseconds for one, this a tenth. Types and layouts are the caller's promise (device/expressions.py says which); only
@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include "openmp.c"
+#include "products.c"
 
 /* How every NumPy array begins, since NumPy 1.0; device/openmp.py tries it before it trusts it. */
 typedef struct {
@@ -16,6 +17,8 @@ typedef struct {
     int axes;
     Py_ssize_t *shape, *strides;
 } Array;
+
+#define DATA(A) ((void *)(A)->data)
 
 static PyTypeObject *array_type;
 
@@ -31,6 +34,7 @@ static Array *array(PyObject *given)
 /* The matrix product of the BLAS that NumPy brings, by row-major cblas_sgemm with integers of 64 or of 32 bits. */
 static void *sgemm_address;
 static int sgemm_wide;
+static int products_are_own; /* where products.c takes them */
 
 #define SGEMM(INTEGER, ...)                                                                                            \
     ((void (*)(int, int, int, INTEGER, INTEGER, INTEGER, float, const void *, INTEGER, const void *, INTEGER, float,   \
@@ -43,7 +47,7 @@ static long apart(const Array *a)
     return given > a->shape[1] ? given : a->shape[1];
 }
 
-/* c = a b, or c += a b where `add`; a, b or both transposed */
+/* c = a b, or c += a b where `add`; a or b transposed */
 static void product(const Array *a, int a_turned, const Array *b, int b_turned, const Array *c, int add)
 {
     enum { ROW_MAJOR = 101, AS_IS = 111, TURNED = 112 };
@@ -52,6 +56,9 @@ static void product(const Array *a, int a_turned, const Array *b, int b_turned, 
     if (k == 0 && !add)
         for (long row = 0; row < m; ++row) memset(c->data + row * c->strides[0], 0, (size_t)n * 4);
     if (m == 0 || n == 0 || k == 0) return;
+    if (products_are_own &&
+        own_product(DATA(a), apart(a), a_turned, DATA(b), apart(b), b_turned, DATA(c), apart(c), m, n, k, add))
+        return;
     if (sgemm_wide)
         SGEMM(int64_t, ROW_MAJOR, one, other, m, n, k, 1.0f, a->data, apart(a), b->data, apart(b), (float)add, c->data,
               apart(c));
@@ -79,7 +86,6 @@ static long elements(const Array *a)
     if (PyErr_Occurred()) return NULL;                                                                                 \
     Py_BEGIN_ALLOW_THREADS CALL;                                                                                       \
     Py_END_ALLOW_THREADS Py_RETURN_NONE
-#define DATA(A) ((void *)(A)->data)
 #define SLOTS(A) DATA(A), (A)->strides[0] / 4, (int)(A)->shape[0]
 
 /* --- rows --- */
@@ -131,10 +137,11 @@ FUNCTION(permute)
 
 FUNCTION(set_sgemm)
 {
-    TAKES(2);
+    TAKES(3);
     sgemm_address = PyLong_AsVoidPtr(given[0]);
-    WHOLE(wide, 1);
+    WHOLE(wide, 1); WHOLE(own, 2);
     sgemm_wide = (int)wide;
+    products_are_own = (int)own;
     RUN((void)0);
 }
 
@@ -305,6 +312,6 @@ PyMODINIT_FUNC PyInit__kernels(void)
     Py_DECREF(numpy);
     PyObject *module = array_type ? PyModule_Create(&definition) : NULL;
     /* Raised whenever what a function takes or does changes: a library that was built before is not to be trusted. */
-    if (module && PyModule_AddIntConstant(module, "VERSION", 4) < 0) Py_CLEAR(module);
+    if (module && PyModule_AddIntConstant(module, "VERSION", 5) < 0) Py_CLEAR(module);
     return module;
 }
