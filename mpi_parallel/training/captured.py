@@ -144,7 +144,6 @@ class CapturedSteps(Steps):
             return
         held, self._held = self._held, None
         self.pace[HELD : HELD + 1].fill(0)
-        self._at = -1  # they have moved the cursor
         for step in held:
             self._begin(step.batch, step.number, step.stop, step.save)
 
