@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -19,6 +20,8 @@ from mpi_parallel.training.board import Board, NoBoard
 from mpi_parallel.training.progress import Progress, open_progress
 
 logger = logging.getLogger("mpi_parallel")
+
+PATIENCE = 5.0  # seconds that a run which was killed may take to be gone
 
 
 class RunFolder:
@@ -90,11 +93,14 @@ class RunFolder:
     def _open_metrics(self) -> TextIO:
         """The file of events; one that goes on loses a last line that was not finished."""
         path = self.path / "metrics.jsonl"
-        if not self._goes_on:
-            return path.open("x")
-        if path.exists():
+        file = path.open("a" if self._goes_on else "x")
+        try:
+            _lock(file)
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        return path.open("a")
+        except OSError:
+            file.close()
+            raise
+        return file
 
     def _make(self, out: str | None, config: Any) -> str | None:
         """Make the folder and config.toml; what is wrong, if something is."""
@@ -134,6 +140,23 @@ class _LogFile(logging.FileHandler):
         if isinstance(error, OSError):
             error.filename = self.baseFilename
         raise
+
+
+def _lock(file: TextIO) -> None:
+    """Keep other runs from going on here until the file is closed. Raises OSError where one does, after some patience.
+
+    Two runs in one folder would write their checkpoints into each other's files.
+    """
+    since = time.monotonic()
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() - since > PATIENCE:
+                raise OSError("another run is writing there: wait for its end, or name another folder") from None
+            time.sleep(0.1)
+        except OSError:
+            return None  # a file system without locks
 
 
 def _handlers(path: Path, rank: int, console: logging.Handler) -> list[logging.Handler]:

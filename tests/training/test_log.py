@@ -33,8 +33,8 @@ def make():
     """Make the folder of a run on all ranks; it is closed at the end of the test."""
     made = []
 
-    def folder(out, progress="plain"):
-        made.append(RunFolder(None if out is None else str(out), Config(Group()), progress, world()))
+    def folder(out, progress="plain", goes_on=False):
+        made.append(RunFolder(None if out is None else str(out), Config(Group()), progress, world(), goes_on))
         return made[-1]
 
     yield folder
@@ -85,6 +85,20 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(make, shared_path):
     with pytest.raises(InputError, match="run holds a run already: name another folder"):
         make(shared_path / "run")
     assert {path.name: path.read_bytes() for path in (shared_path / "run").iterdir()} == before
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_folder_in_which_another_run_is_writing_is_refused(make, shared_path, monkeypatch):
+    """Though it may be gone on from: the two would write into each other's checkpoints."""
+    monkeypatch.setattr("mpi_parallel.training.log.PATIENCE", 0.2)
+    first = make(shared_path / "run")
+    first.event("step")
+    with pytest.raises(InputError, match="run: another run is writing there: wait for its end"):
+        make(shared_path / "run", goes_on=True)
+    assert (shared_path / "run" / "metrics.jsonl").read_text() == '{"event": "step"}\n'
+    first.close()
+    world().meet()
+    make(shared_path / "run", goes_on=True)
 
 
 @pytest.mark.parallel([1, 2, 3])
