@@ -31,12 +31,13 @@ def launch(
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     mpirun: Sequence[str] = (),
+    within: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run `mpirun -n RANKS python ARGUMENTS...`, or python alone for None, and return its status, stdout and stderr.
 
-    It runs on the MPI of this process, with `env` added to the environment and `mpirun` to its launcher's options. Past
-    the deadline every Python process shows where it stands, all are ended, and the test fails with what they had
-    printed. For serial tests only.
+    It runs on the MPI of this process, with `env` added to the environment and `mpirun` to its launcher's options;
+    `within` is a command that starts the launcher. Past the deadline every Python process shows where it stands, all
+    are ended, and the test fails with what they had printed. For serial tests only.
     """
     from mpi4py import MPI
 
@@ -44,7 +45,7 @@ def launch(
     command = [sys.executable, *map(str, arguments)]
     if ranks is not None:
         mpi = "mpich" if "MPICH" in MPI.Get_library_version() else "openmpi"
-        command = [mpirun_of(mpi), *mpirun, "-n", str(ranks), *command]
+        command = [*within, mpirun_of(mpi), *mpirun, "-n", str(ranks), *command]
     before = segments()
     mark = uuid.uuid4().hex
     # os.environ is that of the start of this process, without what MPI has put into its own since.
