@@ -27,7 +27,7 @@ class Rows:
         self.labels: Array = device.to_device(labels)
         self.mean: Array = device.to_device(scaler.mean.astype(np.float32))
         self.inverse_std: Array = device.to_device((1 / scaler.std).astype(np.float32))
-        self.device, self.augment = device, augment
+        self.device, self.augment, self.features = device, augment, images.shape[1]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,8 +47,9 @@ class Rows:
 
         `keys` (B,) uint32 name the rows to what is random in their augmentation.
         """
-        x, t = ws.operand((len(index), self.images.shape[1])), ws.empty((len(index),), np.int32)
-        self._read(index, keys, x, t)
+        n = len(index)
+        x, t = ws.operand((n, self.features)), ws.empty((n,), np.int32)
+        self._standardise(self.images, self.labels, index, x, t, keys)
         return ws.narrowed(x), t
 
     def labels_of(self, ws: Workspace, index: Array) -> Array:
@@ -66,19 +67,14 @@ class Rows:
     def close(self) -> None:
         """The rows will not be asked for again."""
 
-    def _read(self, index: Array, keys: Array | None, x: Array, t: Array) -> None:
-        """Put these rows into x and t."""
-        self._standardise(self.images, self.labels, index, x, t, keys)
-
     def _standardise(self, images: Array, labels: Array, index: Array, x: Array, t: Array, keys: Array | None) -> None:
         """The one way from the file's numbers to the network's."""
-        kernels = self.device.kernels
-        scale = self.mean, self.inverse_std
+        kernels, mean, inverse_std = self.device.kernels, self.mean, self.inverse_std
         if self.augment is None:
-            kernels.gather_labelled(images, labels, index, *scale, x, t)
+            kernels.gather_labelled(images, labels, index, mean, inverse_std, x, t)
         else:
             assert keys is not None, "augmentation must be told which rows these are"
-            kernels.gather_augmented(images, labels, index, keys, self.augment, *scale, x, t)
+            kernels.gather_augmented(images, labels, index, keys, self.augment, mean, inverse_std, x, t)
 
 
 class StreamedRows(Rows):
@@ -125,10 +121,12 @@ class StreamedRows(Rows):
                 images, labels = (self.device.upload(held, slots) for held in (buffers.images, buffers.labels))
                 yield where, images, labels, self.device.xp.arange(len(slots))
 
-    def _read(self, index: Array, keys: Array | None, x: Array, t: Array) -> None:
+    def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
+        x, t = ws.operand((len(index), self.features)), ws.empty((len(index),), np.int32)
         for where, images, labels, chosen in self.pieces(index):
             at = None if keys is None else keys[where]
             self._standardise(images, labels, chosen, x[where], t[where], at)
+        return ws.narrowed(x), t
 
     def rewind(self, epoch: int = 0, without: int = 0) -> None:
         self.stream.start(epoch, without)

@@ -63,7 +63,22 @@ class OpenMP(Expressions):
         kernel = self._gathers.get(images_NF.dtype)
         if kernel is None or index_B.dtype != INDEX:
             return super().gather(images_NF, index_B, mean, inverse_std, x_BF)
-        return kernel(images_NF, index_B, mean, inverse_std, x_BF)
+        return kernel(images_NF, index_B, mean, inverse_std, x_BF, None, None)
+
+    def gather_labelled(
+        self,
+        images_NF: Array,
+        labels_N: Array,
+        index_B: Array,
+        mean: Array,
+        inverse_std: Array,
+        x_BF: Array,
+        t_B: Array,
+    ) -> None:
+        kernel = self._gathers.get(images_NF.dtype)
+        if kernel is None or index_B.dtype != INDEX:
+            return super().gather_labelled(images_NF, labels_N, index_B, mean, inverse_std, x_BF, t_B)
+        return kernel(images_NF, index_B, mean, inverse_std, x_BF, labels_N, t_B)
 
     def gather_augmented(
         self,
@@ -101,8 +116,7 @@ class OpenMP(Expressions):
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None:
         if self._rows.shape[1] < len(t_B):
-            self._changed = np.empty(0, np.uint8)  # scratch of gather_augmented: an image a thread
-        self._rows = np.empty((2, len(t_B)), np.float32)
+            self._rows = np.empty((2, len(t_B)), np.float32)
         self.library.cross_entropy(z_BK, t_B, *self._rows, sums)
 
     def dropout(self, x_BU: Array, keys_B: Array, layer: int, rate: float, y_BU: Array, first: int = 0) -> None:

@@ -76,6 +76,18 @@ def test_augmentation_of_images_that_are_not_finite_shows_them_where_they_are_se
     assert set(np.unique(ours.view(np.uint32))) == {0, *np.array([np.inf, -1], np.float32).view(np.uint32)}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.int16])
+@pytest.mark.parametrize("width", [63, 64, 784, 5000])  # around the lines of the cache, and beyond what is fetched
+def test_rows_come_with_their_labels(dtype, width):
+    random = np.random.default_rng(width)
+    images, labels = random.integers(0, 200, (50, width)).astype(dtype), random.integers(0, 9, 50).astype(np.int32)
+    index, mean, inverse = random.integers(0, 50, 40), normal(1), normal(1, seed=1)
+    x, t = np.empty((40, width), np.float32), np.empty(40, np.int32)
+    COMPILED.gather_labelled(images, labels, index, mean, inverse, x, t)
+    np.testing.assert_allclose(x, (images[index] - mean) * inverse, rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(t, labels[index])
+
+
 @given(ROWS, WIDTH, SEED, st.booleans())
 def test_bias_relu_and_its_gradient(rows, width, seed, relu):
     y, b = normal(rows, width, seed=seed), normal(width, seed=seed + 1)

@@ -93,10 +93,12 @@ static long elements(const Array *a)
 #define GATHER_CALL(NAME)                                                                                              \
     FUNCTION(NAME)                                                                                                     \
     {                                                                                                                  \
-        TAKES(5);                                                                                                      \
+        TAKES(7);                                                                                                      \
         ARRAY(images, 0); ARRAY(index, 1); ARRAY(mean, 2); ARRAY(inverse_std, 3); ARRAY(x, 4);                         \
+        Array *labels = given[5] == Py_None ? NULL : array(given[5]), *t = labels ? array(given[6]) : NULL;            \
         RUN(NAME(DATA(images), DATA(index), x->shape[0], x->shape[1], DATA(mean), DATA(inverse_std),                   \
-                 elements(mean) == 1, DATA(x)));                                                                       \
+                 elements(mean) == 1, DATA(x));                                                                        \
+            if (labels) pick(DATA(labels), DATA(index), x->shape[0], DATA(t)));                                        \
     }
 GATHER_CALL(gather_u8)
 GATHER_CALL(gather_u16)

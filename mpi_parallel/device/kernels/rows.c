@@ -2,18 +2,19 @@
 
 /* --- gather + normalise: rows by number, from the file's type to standardised float32 --- */
 
-#define AHEAD 2 /* rows: memory takes about as long to answer as these take to convert */
+#define AHEAD 2    /* rows that are fetched while one is put together */
+#define FAR 16384  /* bytes that are fetched while one is converted */
+#define START 4096 /* bytes of a row: the rest of a longer one the processor fetches by itself */
 
-/* The rows lie anywhere: fetch the start of a later one meanwhile, past the cache that is full of x. */
-static inline void fetch(const void *row, long bytes)
-{
-    for (long at = 0; at < bytes && at < 4096; at += 64) __builtin_prefetch((const char *)row + at, 0, 0);
-}
+/* Fetch the start of a row. No function: of one that only fetches GCC drops the calls, as they have no effect. */
+#define FETCH(ROW, BYTES, LEVEL)                                                                                      \
+    for (long at = 0; at < (BYTES) && at < START; at += 64) __builtin_prefetch((const char *)(ROW) + at, 0, LEVEL)
 
-/* one row */
+/* one row, or a part of it */
 #define SPAN(NAME, TYPE)                                                                                              \
-    static inline void NAME##_span(const TYPE *restrict from, float *restrict to, long features,                      \
-                                   const float *restrict mean, const float *restrict inverse_std, int scalar)         \
+    static inline __attribute__((always_inline)) void NAME##_span(                                                    \
+        const TYPE *restrict from, float *restrict to, long features, const float *restrict mean,                     \
+        const float *restrict inverse_std, int scalar)                                                                \
     {                                                                                                                 \
         if (scalar) {                                                                                                 \
             float one = mean[0], other = inverse_std[0];                                                              \
@@ -24,16 +25,43 @@ static inline void fetch(const void *row, long bytes)
         }                                                                                                             \
     }
 
+/* Rows lie anywhere in memory, which takes longer to answer than it takes to convert one: so those some way ahead are
+ * fetched into the second cache, where many answers may be under way at once, and the next one from there into the first. */
+#define CONVERT(NAME, N)                                                                                              \
+    do {                                                                                                              \
+        if (f < fetched) {                                                                                            \
+            __builtin_prefetch(next + f, 0, 3);                                                                       \
+            __builtin_prefetch(later + f, 0, 2);                                                                      \
+        }                                                                                                             \
+        NAME##_span(from + f, to + f, N, mean + (scalar ? 0 : f), inverse_std + (scalar ? 0 : f), scalar);            \
+    } while (0)
+
 #define GATHER(NAME, TYPE)                                                                                            \
     SPAN(NAME, TYPE)                                                                                                  \
-    WIDENING static void NAME##_part(const TYPE *restrict images, const int64_t *restrict index, long begin, long end,\
-                                    long features, const float *restrict mean, const float *restrict inverse_std,     \
-                                    int scalar, float *restrict out)                                                  \
+    static inline __attribute__((always_inline)) void NAME##_rows(                                                    \
+        const TYPE *restrict images, const int64_t *restrict index, long begin, long end, long features,              \
+        const float *restrict mean, const float *restrict inverse_std, int scalar, float *restrict out)               \
     {                                                                                                                 \
+        const long bytes = features * (long)sizeof(TYPE), line = 64 / sizeof(TYPE), ahead = FAR / (bytes + 1) + 1;    \
+        const long fetched = START / (long)sizeof(TYPE);                                                              \
+        for (long row = begin; row < end && row < begin + ahead; ++row) FETCH(images + index[row] * features, bytes, 2);\
         for (long row = begin; row < end; ++row) {                                                                    \
-            fetch(images + index[row + AHEAD < end ? row + AHEAD : row] * features, features * (long)sizeof *images); \
-            NAME##_span(images + index[row] * features, out + row * features, features, mean, inverse_std, scalar);   \
+            const TYPE *from = images + index[row] * features;                                                        \
+            const TYPE *next = images + index[row + 1 < end ? row + 1 : row] * features;                              \
+            const TYPE *later = images + index[row + ahead < end ? row + ahead : row] * features;                     \
+            float *to = out + row * features;                                                                         \
+            long f = 0;                                                                                               \
+            for (; f + line <= features; f += line) CONVERT(NAME, line);                                              \
+            if (f < features) CONVERT(NAME, features - f);                                                            \
         }                                                                                                             \
+    }                                                                                                                 \
+    WIDENING static void NAME##_part(const TYPE *images, const int64_t *index, long begin, long end, long features,   \
+                                    const float *mean, const float *inverse_std, int scalar, float *out)              \
+    {                                                                                                                 \
+        if (scalar)                                                                                                   \
+            NAME##_rows(images, index, begin, end, features, mean, inverse_std, 1, out);                              \
+        else                                                                                                          \
+            NAME##_rows(images, index, begin, end, features, mean, inverse_std, 0, out);                              \
     }                                                                                                                 \
     void NAME(const TYPE *images, const int64_t *index, long rows, long features, const float *mean,                  \
               const float *inverse_std, int scalar, float *out)                                                       \
@@ -68,7 +96,7 @@ GATHER(gather_f32, float)
     {                                                                                                                 \
         long wide = (long)how.width * how.channels, features = how.height * wide;                                     \
         for (long row = begin; row < end; ++row) {                                                                    \
-            fetch(images + index[row + AHEAD < end ? row + AHEAD : row] * features, features * (long)sizeof *images); \
+            FETCH(images + index[row + AHEAD < end ? row + AHEAD : row] * features, features * (long)sizeof *images, 0);\
             mp_change change = mp_changed(keys[row], how);                                                            \
             for (int i = 0; i < how.height; ++i) {                                                                    \
                 mp_line line = mp_line_of(change, how, i);                                                            \
