@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
 
-from mpi_parallel.device import Array
 from mpi_parallel.device.clock import Clock
-from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.model_parallel import backlog
+from mpi_parallel.model_parallel.micro_batch import Batch, MicroBatch, Rows, micro_batches
 from mpi_parallel.model_parallel.part import ModelPart
 from mpi_parallel.model_parallel.schedules import Action, Forward, Schedule, most_held
 from mpi_parallel.mpi.link import Expected, Link
@@ -24,43 +22,7 @@ from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.layers import Ready, See
 from mpi_parallel.nn.mlp import Block, score_of
 
-PER_STAGE = 4  # micro-batches a stage, unless told: little time is idle, and products are not too small yet
 BACKWARD, INPUT = -1, -2  # arenas: of what lives no longer than one backward; of inputs, from here downwards
-
-
-class Batch(Protocol):
-    """Rows of this step, alike on all stages (data_parallel.loader.Batch)."""
-
-    index: Array
-    keys: Array
-
-    def groups(self) -> Iterator[Any]: ...
-
-    def parts(self, size: int | None) -> Iterator[Any]: ...
-
-
-class Rows(Protocol):
-    """Where images and labels are (data_parallel.rows.Rows)."""
-
-    def __len__(self) -> int: ...
-
-    def rewind(self, epoch: int = 0) -> None: ...
-
-    def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]: ...
-
-    def labels_of(self, ws: Workspace, index: Array) -> Array: ...
-
-
-@dataclass
-class MicroBatch:
-    """Rows that go through the pipeline together, and what this stage holds of them between forward and backward."""
-
-    rows: Batch
-    first: bool = True  # of its group
-    group_rows: int | None = None  # of the last of a group: the rows of the whole group
-    input: Expected | None = None
-    gradient: Callable[[], Array] | None = None  # of the output: of the loss, or what the stage behind sends
-    backward: Callable[[Array, Ready], Array] | None = None
 
 
 @dataclass
@@ -106,7 +68,7 @@ class PipelineStage:
         `collect` are called as by data_parallel.replica.
         """
         self.store.narrow()
-        queue = list(self._micro_batches(batch))
+        queue = list(micro_batches(batch, self.micro_batch, self.pipe.size, self.grouped))
         self._together = self._make_room(queue)
         plan = self._plan(len(queue))
         self._expect(queue, 0, plan.held)
@@ -145,18 +107,6 @@ class PipelineStage:
                 continue
             yield start, y, rows.labels_of(self.workspace, index)
         self._settle()
-
-    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
-        for group in batch.groups():
-            parts = list(group.parts(self._size(batch)))
-            for part in parts:
-                yield MicroBatch(part, part is parts[0], len(group.index) if part is parts[-1] else None)
-
-    def _size(self, batch: Batch) -> int | None:
-        """Rows of a micro-batch; None: all of a group."""
-        if self.micro_batch is not None or self.grouped:
-            return self.micro_batch
-        return -(-len(batch.index) // (PER_STAGE * self.pipe.size)) or None
 
     def _make_room(self, queue: Sequence[MicroBatch]) -> int:
         """Of how many micro-batches weight gradients are taken together; one in a `grouped` run, as others take it."""

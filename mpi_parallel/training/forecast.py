@@ -15,7 +15,7 @@ from pathlib import Path
 from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS
 from mpi_parallel.data_parallel.memory import available, resident
 from mpi_parallel.model_parallel import backlog
-from mpi_parallel.model_parallel.pipeline import PER_STAGE
+from mpi_parallel.model_parallel.micro_batch import PER_STAGE
 from mpi_parallel.model_parallel.placement import Cut, cuts_of, place
 from mpi_parallel.model_parallel.schedules import SCHEDULES, most_held
 from mpi_parallel.mpi.link import IN_FLIGHT

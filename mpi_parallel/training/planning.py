@@ -19,7 +19,7 @@ from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.dataset import ImageSet
 from mpi_parallel.data_parallel.memory import resident
 from mpi_parallel.device import Device
-from mpi_parallel.model_parallel.pipeline import PER_STAGE
+from mpi_parallel.model_parallel.micro_batch import PER_STAGE
 from mpi_parallel.model_parallel.placement import cuts_of, place, stage_costs
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.process_grid import divided
