@@ -189,12 +189,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--latest", type=float, default=4.0, help="seconds after its start at which a job is struck")
+    parser.add_argument("--deadline", type=float, default=120.0, help="seconds for a job; some five on a quiet machine")
     parser.add_argument("--json", type=Path, help="write the outcome here")
     options = parser.parse_args()
     done, wrong, lost, rounds = Counter[str](), list[str](), list[int](), 0
     with tempfile.TemporaryDirectory() as name:
         kinds = [kind for kind in KINDS if kind not in ROOT_ONLY or can_lock(Path(name))]
-        calm = Training(Path(name) / "calm", SMALL, options.steps, random.Random(), 0.0)
+        calm = Training(Path(name) / "calm", SMALL, options.steps, random.Random(), 0.0, options.deadline)
         assert calm.end(calm.start(2)) == 0, calm.log
         digest = calm.told[-1]["weights_sha256"]
         while done.total() < options.faults:
@@ -204,7 +205,9 @@ def main() -> int:
             folder.mkdir()
             with small_disk(folder):
                 data = folder / "data.h5"
-                training = Training(folder, Path(copy(SMALL, data)), options.steps, rng, options.latest)
+                training = Training(
+                    folder, Path(copy(SMALL, data)), options.steps, rng, options.latest, options.deadline
+                )
                 play(training, drawn, digest)
                 done.update(drawn)
                 wrong += [f"round {rounds}, {drawn}: {what}" for what in training.wrong]

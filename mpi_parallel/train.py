@@ -63,13 +63,7 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig, stop: Sto
     node = world.node()
     threads = settle_threads(config.threads, node)
     device = settle_device(config.device.device, node, world, config.device.precision, config.groups is None)
-
-    def enter(doing: str) -> None:
-        """All ranks begin the next thing, or stop where one was asked to and nothing is lost by that."""
-        PULSE.enter(doing)
-        if legacy.empty:
-            stop.before_training(world)
-
+    enter = partial(_enter, world, legacy, stop)
     enter("settling the layout")
     data = open_image_set(config.data, config.batch.seed, world)
     layout = settle_layout(config, data, world.on(device), node)
@@ -102,6 +96,13 @@ def _train(world: Communicator, legacy: Heritage, config: TrainConfig, stop: Sto
     for lent in (training, grid, node):
         lent.free()
     return status
+
+
+def _enter(world: Communicator, legacy: Heritage, stop: StopRequest, doing: str) -> None:
+    """All ranks begin the next thing, or stop where one was asked to and nothing is lost by that."""
+    PULSE.enter(doing)
+    if legacy.empty:
+        stop.before_training(world)
 
 
 def _read(

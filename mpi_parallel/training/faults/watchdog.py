@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from threading import Event, Thread
 from types import TracebackType
@@ -97,7 +97,7 @@ class Watchdog:
                 self._judge(now)
                 if REQUESTS.overdue():
                     _say(f"asked to stop and still {PULSE.doing}; nothing is lost: ending the job")
-                    _abort(STOPPED)
+                    self._leave(STOPPED)
         self.lines.send(BYE)
         self.lines.close()
 
@@ -140,7 +140,7 @@ class Watchdog:
             "Ending the job"
         )
         if not self._closing.wait(GRACE):
-            _abort()
+            self._leave()
 
     def _end(self, why: str, now: float) -> None:
         """Tell which rank it is, have all stacks shown, and end the job."""
@@ -155,13 +155,26 @@ class Watchdog:
         show_stack(self.seen.where(self.rank))
         time.sleep(GRACE / 2)  # others that judge for themselves must not find a rank that was woken alive
         here = [rank for rank, host in enumerate(self.seen.hosts) if host == self.lines.host]
-        if self.rank == next((rank for rank in here if rank not in silent), None):
-            for rank in set(here) & set(silent):
-                with suppress(OSError):
-                    os.kill(self.seen.pids[rank], signal.SIGQUIT)  # its handler shows the stack, once it may run again
-                    os.kill(self.seen.pids[rank], signal.SIGCONT)
+        mute = set(here) & set(silent) if self.rank == next((r for r in here if r not in silent), None) else set()
+        for rank in mute:
+            with suppress(OSError):
+                os.kill(self.seen.pids[rank], signal.SIGQUIT)  # its handler shows the stack, once it may run again
+                os.kill(self.seen.pids[rank], signal.SIGCONT)
         time.sleep(GRACE * (0.5 if self.rank == 0 or 0 in silent else 1.5))
-        _abort()
+        self._leave(1, mute)
+
+    def _leave(self, status: int = 1, mute: Collection[int] = ()) -> None:
+        """End the job. Where it outlives ranks each leaves by itself, and the `mute` of its host are ended.
+
+        When some have died before, an abort may make Open MPI's mpirun return 0; a rank that leaves with a status does
+        not.
+        """
+        if not self.outlives_ranks:
+            _abort(status)
+        for rank in mute:
+            with suppress(OSError):
+                os.kill(self.seen.pids[rank], signal.SIGKILL)
+        os._exit(status)
 
 
 def show_stack(who: str) -> None:
