@@ -13,6 +13,8 @@ from contextlib import suppress
 from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
+from mpi_parallel.device.host import ALIGNMENT
+
 TYPES = {"float32": 0, "float16": 2, "uint16": 14}  # cudaDataType of the dtypes of operands; uint16 is bfloat16's bits
 FLOAT32 = TYPES["float32"]
 COMPUTE_32F, COMPUTE_TF32 = 68, 77  # cublasComputeType_t
@@ -77,9 +79,13 @@ class Matrix(NamedTuple):
 
     @property
     def alignment(self) -> int:
-        """Bytes that its address, and so far as we ask its columns, are a multiple of."""
+        """Bytes that its address, and so far as we ask its columns, are a multiple of.
+
+        No more than every array of a workspace has: where it happens to lie must not decide on the algorithm.
+        """
         step = self.ld * (4 if self.dtype == "float32" else 2)
-        return min(256, (self.pointer | step | 256) & -(self.pointer | step | 256))
+        bits = self.pointer | step | ALIGNMENT
+        return bits & -bits
 
 
 class Problem(NamedTuple):

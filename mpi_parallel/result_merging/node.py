@@ -31,7 +31,7 @@ class OnNode(Merger):
         super().__init__(store, comm)
         if store.device.kind != "cpu":
             raise InputError(
-                f"--merge window works in the host's memory, and the device is {store.device.kind}: choose --merge flat"
+                f"--merge window works in the host's memory, and the device is {store.device.kind}: choose --merge auto"
             )
         self._mine = [] if node else [comm.node()]  # communicators to free
         self.node = node or self._mine[0]

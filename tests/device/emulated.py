@@ -49,7 +49,7 @@ class Emulated(StrictModule):
         self.streams: dict[int, Stream] = {}
         self.recorded: list[list[tuple[Any, ...]]] = []  # the events of each capture
         self.current: Any = SimpleNamespace(recording=None, ptr=0, give=lambda work: work())
-        self.empty = self._empty
+        self.empty, self.zeros = self._empty, self._zeros
         self.RawModule = lambda **keywords: Module(self, **keywords)
         self.cuda = self._cuda(gpus)
 
@@ -80,13 +80,15 @@ class Emulated(StrictModule):
     def _empty(self, shape: Any, dtype: Any = np.float32) -> Any:
         """From an address as a pool gives them."""
 
-        def work() -> np.ndarray:
-            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-            block = np.empty(nbytes + POOL, np.uint8)
-            start = -block.ctypes.data % POOL
-            return block[start : start + nbytes].view(dtype).reshape(shape)
+        return strict.outside(self.allocate("empty", lambda: _from_pool(shape, dtype)))
 
-        return strict.outside(self.allocate("empty", work))
+    def _zeros(self, shape: Any, dtype: Any = np.float32) -> Any:
+        def work() -> np.ndarray:
+            array = _from_pool(shape, dtype)
+            array.fill(0)
+            return array
+
+        return strict.outside(self.allocate("zeros", work))
 
     def _not_captured(self, what: str) -> None:
         if self.current.recording is not None:
@@ -162,6 +164,13 @@ class Emulated(StrictModule):
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             get_elapsed_time=lambda start, stop: 1.0,
         )
+
+
+def _from_pool(shape: Any, dtype: Any) -> np.ndarray:
+    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    block = np.empty(nbytes + POOL, np.uint8)
+    start = -block.ctypes.data % POOL
+    return block[start : start + nbytes].view(dtype).reshape(shape)
 
 
 class Stream:

@@ -26,10 +26,15 @@ KINDS = {0: ("f32", np.float32), 2: ("f16", np.float16), 14: ("bf16", np.uint16)
 
 
 class FakeLt:
-    """The library. `refused` epilogues have no algorithm; `do(event, work)` computes, now or in a replay."""
+    """The library. `refused` epilogues have no algorithm; `do(event, work)` computes, now or in a replay.
 
-    def __init__(self, do: Callable[[Any, Callable[[], None]], None], refused: tuple[int, ...] = ()) -> None:
-        self.do, self.refused = do, refused
+    A `moody` one proposes by the alignment what rounds in another way.
+    """
+
+    def __init__(
+        self, do: Callable[[Any, Callable[[], None]], None], refused: tuple[int, ...] = (), moody: bool = False
+    ) -> None:
+        self.do, self.refused, self.moody = do, refused, moody
         self.descriptions: dict[int, dict[int, Any]] = {}
         self.layouts: dict[int, tuple[int, int, int, int]] = {}
         self.preferences: dict[int, dict[int, Any]] = {}
@@ -83,6 +88,10 @@ class FakeLt:
             return 15
         for number in range(2):
             found[number].algorithm.data[0] = number + 1
+            if self.moody:
+                found[number].algorithm.data[0] += sum(
+                    self.preferences[preference.value][wish] for wish in lt.ALIGNMENTS
+                )
         count._obj.value = 2
         return 0
 
@@ -95,7 +104,8 @@ class FakeLt:
         about, add, layouts = dict(self.descriptions[description.value]), beta.value, self.layouts
         shapes = [layouts[layout.value] for layout in (of_a, of_b, of_d)]
         self.run.append(algorithm.data[0])
-        self.do(("launch", "cublasLtMatmul"), lambda: compute(about, add, (a, b, d), shapes))
+        factor = 1 + algorithm.data[0] * 2**-20 if self.moody else 1
+        self.do(("launch", "cublasLtMatmul"), lambda: compute(about, add, (a, b, d), shapes, factor))
         return 0
 
 
@@ -108,7 +118,7 @@ def matrix(address: int, layout: tuple[int, int, int, int]) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, ld * dtype.itemsize))
 
 
-def compute(about: dict[Any, Any], add: float, pointers: Any, shapes: Any) -> None:
+def compute(about: dict[Any, Any], add: float, pointers: Any, shapes: Any, factor: float) -> None:
     """The product and its epilogue, as cublasLt.h describes them."""
     a, b, d = (matrix(pointer, shape) for pointer, shape in zip(pointers, shapes, strict=True))
     kinds = [KINDS[shape[0]][0] for shape in shapes]
@@ -117,7 +127,7 @@ def compute(about: dict[Any, Any], add: float, pointers: Any, shapes: Any) -> No
     right = wide_b.T if about[lt.TRANSB] else wide_b
     assert left.shape[1] == right.shape[0]
     assert (left.shape[0], right.shape[1]) == d.shape
-    result = left @ right + (add * d if add else 0)
+    result = left @ right * factor + (add * d if add else 0)
     epilogue = about[lt.EPILOGUE]
     if epilogue in (lt.BIAS, lt.RELU_BIAS, lt.RELU_AUX_BIAS):
         assert kinds[2] == "f32" or about[lt.BIAS_TYPE] == lt.FLOAT32

@@ -21,8 +21,10 @@ from mpi_parallel.device.expressions import Expressions
 UFUNC = ("out", "dtype", "casting")
 FUNCTIONS = {
     "abs": UFUNC,
+    "add": UFUNC,
     "arange": ("dtype",),
     "argmax": ("axis", "dtype", "out", "keepdims"),
+    "ascontiguousarray": ("dtype",),
     "clip": (),
     "divide": UFUNC,
     "dot": ("out",),

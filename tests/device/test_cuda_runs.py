@@ -1,6 +1,7 @@
 """Whole programs on emulated GPUs, under mpirun: which rank has which, what they tell, and how they end."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -71,6 +72,22 @@ class TestRuns:
         shown = (path.parent / "run" / "log.txt").read_text()
         assert "ranks 0, 1 share one GPU, Emulated GPU at 0000:00:00.0" in shown
         assert events(path, "start")[0]["device"] == "cuda"
+
+    def test_reproducible_runs_end_with_the_same_weights_on_any_number_of_ranks(self, path):
+        common = ("--reproducible", "--groups", "8", "--epochs", "2", "--shift", "1", "--dropout", "0.1")
+        digests = set()
+        for ranks, merge, late in ((1, "exact", 0), (2, "sharded", 1), (3, "auto", 0)):
+            done = train(path, ranks, *common, "--merge", merge, "--clip-norm", "0.5", gpus=ranks, late=late)
+            assert done.returncode == 0, done.stderr
+            (start,), (end,) = events(path, "start"), events(path, "end")
+            assert start["device"] == "cuda"
+            assert start["config"]["parallel"]["merge"] in ("exact", "sharded")
+            digests.add(end["weights_sha256"])
+            shutil.rmtree(path.parent / "run")
+        assert len(digests) == 1
+        refused = train(path, 1, *common, "--merge", "window", gpus=1)
+        assert refused.returncode == 2
+        assert "choose --merge auto" in refused.stderr
 
     def test_a_gpu_that_is_lost_ends_the_job_and_tells_what_to_do(self, path):
         done = train(path, 2, "--epochs", "100", gpus=1, launches=200, late=1, rank=1)

@@ -258,7 +258,7 @@ def test_what_the_host_cannot_see_is_staged(kind):
 @pytest.mark.parallel([1, 2])
 def test_the_window_refuses_what_is_not_the_hosts():
     device = Strict()
-    with pytest.raises(InputError, match="choose --merge flat"):
+    with pytest.raises(InputError, match="choose --merge auto"):
         Window(ParameterStore(device, SHAPES), world().on(device))
 
 

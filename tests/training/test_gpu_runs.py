@@ -22,10 +22,10 @@ from tests.training.checkpoints.test_resume import Runs, saved_steps
 def gpu(monkeypatch):
     """What makes `--device cuda` take an emulated one; 4 steps an epoch, of which the last is short."""
 
-    def plug_in(late):
+    def plug_in(late, moody=False):
         compiler()
         cupy = installed(monkeypatch, late=late)
-        monkeypatch.setattr(cuda, "load", lambda find, major: FakeLt(cupy.do))
+        monkeypatch.setattr(cuda, "load", lambda find, major: FakeLt(cupy.do, moody=moody))
         return cupy
 
     return plug_in
@@ -74,6 +74,21 @@ def test_images_that_change_with_the_epoch_are_replayed(train, gpu, holding):
         assert any(event[0] == "replay" for event in cupy.events) == (name != "eager" and holding == "resident")
         ends.append((told(events), events[-1]["weights_sha256"]))
     assert ends[0] == ends[1] != ends[2]
+
+
+@pytest.mark.parametrize("merge", ["exact", "sharded"])
+def test_reproducible_runs_do_not_depend_on_where_arrays_lie(train, gpu, merge):
+    """Nor on what an algorithm was measured to take: those of a run that goes on are those of one never left."""
+    options = ("--reproducible", "--groups", 4, "--merge", merge, "--hidden", 64, 64, "--clip-norm", 0.5, "--flip")
+    ends = []
+    for late in (False, True):
+        gpu(late, moody=True)
+        status, whole = train(*options, "--checkpoint-every", 5, "--keep", 9, name=f"whole-{late}")
+        assert status == 0
+        gpu(not late, moody=True)
+        _, again = train(*options, "--resume", train.runs.checkpoint(5, f"whole-{late}"), name=f"again-{late}")
+        ends += [whole[-1]["weights_sha256"], again[-1]["weights_sha256"]]
+    assert len(set(ends)) == 1
 
 
 @pytest.mark.parametrize("options", [("--batch-size", 60), ("--steps", 6), ("--check-replicas", 3)], ids=str)
