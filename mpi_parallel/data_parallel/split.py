@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -16,7 +17,7 @@ from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.options import InputError
 
 MOST_CLASSES = 2**20  # where the file does not name its classes: a stray label must not make a network of gigabytes
-LISTED_ROWS, LABELS_AT_ONCE = 1024, 2**20
+LISTED_BYTES, LABELS_AT_ONCE = 4 << 20, 2**20  # of listed rows these are read together with what lies between
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,15 @@ class Split:
             if images is None:
                 images = self.empty(len(part))
             labels, source = np.empty(len(part), np.int32), self.datasets(file)
-            # Listed rows are read piece by piece together with what lies between them, of which little is to be held.
-            step = len(part) if self.rows is None else LISTED_ROWS
-            for start in range(0, len(part), step or 1):
+            if self.rows is None:
+                self.load(source, part, images, labels)
+                return images, labels
+            # Listed rows are read together with what lies between them, of which little is to be held: whole chunks, so
+            # that none is unpacked twice, and nothing where no row is wanted.
+            size = self.chunk * max(1, LISTED_BYTES // (self.chunk * max(1, self.features * self.dtype.itemsize)))
+            for piece in self.blocks(part, size):
                 PULSE.beat()
-                piece, where = part[start : start + step], slice(start, start + step)
-                if self.rows is None:
-                    self.load(source, piece, images[where], labels[where])
-                    continue
+                where = slice(piece.start - part.start, piece.stop - part.start)
                 around, theirs = self.empty(self.span(piece)), np.empty(self.span(piece), np.int32)
                 at = self.load(source, piece, around, theirs)
                 np.take(around, at, axis=0, out=images[where])
@@ -112,17 +114,25 @@ class Split:
         """For each row of the file: how many of the split's rows lie before it."""
         return rows if self.rows is None else np.searchsorted(self.rows, rows)
 
+    def blocks(self, part: range, size: int) -> list[range]:
+        """The part, cut where blocks of `size` rows of the file end; none is empty."""
+        if not part:
+            return []
+        numbers = range(self.row(part.start) // size, self.row(part.stop - 1) // size + 1)
+        inner = self.places(np.arange(numbers.start + 1, numbers.stop) * size).tolist()
+        return [range(start, stop) for start, stop in pairwise([part.start, *inner, part.stop]) if start < stop]
+
     def largest_label(self, part: range) -> int:
         """The largest label of the part, -1 when it is empty; they are read piece by piece."""
         largest = -1
         if self.labels is None:
             return largest
         with open_file(self.path) as file:
-            for start in range(part.start, part.stop, LABELS_AT_ONCE):
+            for piece in self.blocks(part, LABELS_AT_ONCE):
                 PULSE.beat()
-                piece = range(start, min(start + LABELS_AT_ONCE, part.stop))
-                labels = native(file[self.labels][self.row(piece[0]) : self.row(piece[-1]) + 1])
-                labels = labels if self.rows is None else labels[self.rows[start : piece.stop] - self.row(start)]
+                first = self.row(piece.start)
+                labels = native(file[self.labels][first : first + self.span(piece)])
+                labels = labels if self.rows is None else labels[self.rows[piece.start : piece.stop] - first]
                 self._check_labels(labels, piece)
                 largest = max(largest, int(labels.max()))
         return largest

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.data_parallel.order import Integers
 from mpi_parallel.data_parallel.split import Split, open_file
-from mpi_parallel.data_parallel.windows import SLOT_BYTES, Window, blocks_of, cut_of, in_file_order, row_bytes, shuffled
+from mpi_parallel.data_parallel.windows import SLOT_BYTES, Window, cut_of, in_file_order, row_bytes, shuffled
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
@@ -220,7 +220,7 @@ def stream_shuffled(
     all ranks, where the budget allows fewer than one and another one.
     """
     cut = cut_of(split, budget.window // of)
-    blocks = [blocks_of(split, part, cut) for part in parts.values()]
+    blocks = [split.blocks(part, cut.rows) for part in parts.values()]
     longest = comm.maximum(max((sum(map(split.span, lane)) for lane in blocks), default=0))
     capacity = max(1, min(cut.capacity, longest))
     seen = split if images else split.without_images()
@@ -244,7 +244,7 @@ def stream_shuffled(
 
 def stream_in_order(split: Split, part: range, images: bool = True) -> Stream:
     """These places of the split, one after the other, once; without `images` their labels alone."""
-    blocks = blocks_of(split, part, cut_of(split, IN_ORDER_WINDOW))
+    blocks = split.blocks(part, cut_of(split, IN_ORDER_WINDOW).rows)
     split = split if images else split.without_images()
     buffers = Buffers(3, max(map(split.span, blocks), default=1), split.features, split.dtype)
     return Stream(split, [blocks], lambda _: [in_file_order(blocks)], buffers, epochs=1)

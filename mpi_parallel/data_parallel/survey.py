@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
 from mpi_parallel.data_parallel.split import Split, open_file
 from mpi_parallel.data_parallel.streaming import IN_ORDER_WINDOW
-from mpi_parallel.data_parallel.windows import blocks_of, cut_of
+from mpi_parallel.data_parallel.windows import cut_of
 from mpi_parallel.mpi.partition import block, dealt
 from mpi_parallel.options import InputError
 
@@ -83,7 +83,7 @@ def epoch_cost(split: Split, parts: Sequence[range], window: int) -> EpochCost:
     cut = cut_of(split, max(1, window))
     touched = reads = distinct = reached = 0
     for part in parts:
-        for rows in blocks_of(split, part, cut):
+        for rows in split.blocks(part, cut.rows):
             first, last = split.row(rows[0]) // split.chunk, split.row(rows[-1]) // split.chunk
             touched, reads = touched + last + 1 - first, reads + 1
             distinct += last + 1 - max(first, reached)

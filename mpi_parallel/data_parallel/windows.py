@@ -67,16 +67,6 @@ def cut_of(split: Split, window: int) -> Cut:
     return Cut(rows, max(1, min(BLOCKS_OF_A_WINDOW, window // (rows * row_bytes(split)))))
 
 
-def blocks_of(split: Split, part: range, cut: Cut) -> list[range]:
-    """These places of the split, cut where a block of the file ends; none is empty."""
-    if not part:
-        return []
-    numbers = range(split.row(part.start) // cut.rows, split.row(part.stop - 1) // cut.rows + 1)
-    inner = split.places(np.arange(numbers.start + 1, numbers.stop) * cut.rows).tolist()
-    edges = [part.start, *inner, part.stop]
-    return [range(start, stop) for start, stop in pairwise(edges) if start < stop]
-
-
 def shuffled(lane: int, shard: int, blocks: list[range], cut: Cut, seed: int, epoch: int) -> Iterator[Window]:
     """The windows of a shard in the order in which an epoch uses them.
 

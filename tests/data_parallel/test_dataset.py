@@ -1,6 +1,7 @@
 """Image sets: every layout that is taken, and a message that names the place for every file that is not."""
 
 import re
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.evaluation import evaluation_rows
 from mpi_parallel.data_parallel.loader import TrainingRows, class_count
+from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
@@ -109,6 +111,20 @@ class TestLayouts:
         np.testing.assert_array_equal(images, images_and_labels(60)[0].reshape(60, -1)[rows])
         np.testing.assert_array_equal(labels, images_and_labels(60)[1][rows])
         assert [train.row(place) for place in part] == rows.tolist()
+
+    def test_what_lies_between_distant_rows_is_neither_read_nor_held(self, tmp_path, monkeypatch):
+        path, rows = tmp_path / "pile.h5", np.array([3, 4, 9, 500, 990, 999])
+        with h5py.File(path, "w") as file:
+            file["images"], file["labels"] = np.arange(1000 * 12).reshape(1000, *SHAPE), np.arange(1000) % 7
+        split, spans = replace(opened(path).train, rows=rows, length=len(rows)), []
+        monkeypatch.setattr("mpi_parallel.data_parallel.split.LISTED_BYTES", 10 * split.features * 8)  # ten rows
+        load = Split.load
+        monkeypatch.setattr(Split, "load", lambda *args: (spans.append(len(args[3])), load(*args))[1])
+        images, labels = split.read(range(len(rows)))
+        np.testing.assert_array_equal(images, np.arange(1000 * 12).reshape(1000, 12)[rows])
+        np.testing.assert_array_equal(labels, rows % 7)
+        assert spans == [7, 1, 10]  # not the 997 from the first to the last
+        assert split.largest_label(range(len(rows))) == max(rows % 7)
 
     @pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", ">u2", "<i4", ">i8", "<f2", "<f4", ">f4", "<f8", ">f8"])
     def test_every_type_of_number(self, tmp_path, dtype):

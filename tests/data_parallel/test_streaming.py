@@ -17,7 +17,7 @@ from mpi_parallel.data_parallel.loader import TrainingRows, class_count
 from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.data_parallel.order import positions_of
 from mpi_parallel.data_parallel.streaming import stream_in_order, stream_shuffled
-from mpi_parallel.data_parallel.windows import Cut, blocks_of, cut_of, row_bytes, shuffled
+from mpi_parallel.data_parallel.windows import Cut, cut_of, row_bytes, shuffled
 from mpi_parallel.device import Host
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.mpi.communicator import Communicator
@@ -165,7 +165,7 @@ def test_the_reader_stops_with_its_stream(files):
 def test_blocks_end_where_chunks_of_the_file_end(files, start, length, rows, kind):
     split = files[kind]
     part = range(min(start, len(split)), min(start + length, len(split)))
-    blocks = blocks_of(split, part, Cut(rows, 8))
+    blocks = split.blocks(part, rows)
     assert [place for one in blocks for place in one] == list(part)
     assert all(one and split.row(one[0]) // rows == split.row(one[-1]) // rows for one in blocks)
 
