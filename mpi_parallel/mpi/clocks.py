@@ -8,10 +8,12 @@ from time import perf_counter
 import numpy as np
 
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.mpi.pulse import waiting
 
 ROUNDS = 25  # to and fro; the quickest tells most
 
 
+@waiting
 def seconds_behind(comm: Communicator, now: Callable[[], float] = perf_counter) -> tuple[float, float]:
     """(what to add to this rank's `now` to get rank 0's, the most by which that may be wrong), in seconds.
 

@@ -74,6 +74,7 @@ class Communicator:
         for part in messages(array):
             self.comm.Allreduce(MPI.IN_PLACE, part, MPI.SUM)
 
+    @waiting
     def largest(self, array: Array) -> None:
         """Replace the array by its elementwise maximum over the ranks; what becomes of NaN is undefined."""
         if self.size > 1:
@@ -188,7 +189,12 @@ class Communicator:
     def take_over(self) -> Iterator[str]:
         """On rank 0: the texts that the others hand over, by rank, one at a time in memory."""
         for rank in range(1, self.size):
-            yield self.comm.recv(source=rank)
+            yield self._text_of(rank)
+
+    @waiting
+    def _text_of(self, rank: int) -> str:
+        text: str = self.comm.recv(source=rank)
+        return text
 
     @waiting
     def broadcast(self, array: NDArray[Any] | None, root: int = 0) -> NDArray[Any]:
