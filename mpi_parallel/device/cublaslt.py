@@ -14,6 +14,7 @@ from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_size_t, c
 from typing import Any, NamedTuple
 
 from mpi_parallel.device.host import ALIGNMENT
+from mpi_parallel.device.tuning import Tuning
 
 TYPES = {"float32": 0, "float16": 2, "uint16": 14}  # cudaDataType of the dtypes of operands; uint16 is bfloat16's bits
 FLOAT32 = TYPES["float32"]
@@ -48,6 +49,7 @@ class Heuristic(ctypes.Structure):
 
 SIGNATURES: dict[str, list[Any]] = {
     "cublasLtCreate": [POINTER(c_void_p)],
+    "cublasLtGetVersion": [],
     "cublasLtMatmulDescCreate": [POINTER(c_void_p), c_int, c_int],
     "cublasLtMatmulDescSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
     "cublasLtMatrixLayoutCreate": [POINTER(c_void_p), c_int, c_uint64, c_uint64, c_int64],
@@ -132,9 +134,16 @@ def load(find: Callable[[], str] | None, cuda: int) -> Any:
 class CublasLt:
     """Products on one device and one stream; without `time`, which measures launches, by the library's first choice."""
 
-    def __init__(self, library: Any, workspace: int, stream: int, time: Callable[..., float] | None = None) -> None:
-        """`workspace` is the address of WORKSPACE bytes on the device. Raises LtError."""
+    def __init__(
+        self, library: Any, workspace: int, stream: int, time: Callable[..., float] | None = None,
+        tuning: Tuning | None = None,
+    ) -> None:  # fmt: skip
+        """`workspace` is the address of WORKSPACE bytes on the device; `tuning` has what was measured before.
+
+        Raises LtError.
+        """
         self.library, self.workspace, self.stream, self.time = library, workspace, stream, time
+        self.tuning = tuning or Tuning(None)
         self.tf32 = False
         self.handle = c_void_p()
         self._check("cublasLtCreate", byref(self.handle))
@@ -192,7 +201,19 @@ class CublasLt:
         ]
         if self.time is None or problem.add or len(plans) < 2:  # to add again and again would change the result
             return plans[0] if plans else None
-        return min(plans, key=lambda plan: self._measured(plan, matrices))
+        return self._fastest(str(tuple(problem)), plans, matrices)
+
+    def _fastest(self, product: str, plans: list[Plan], matrices: tuple[Matrix, Matrix, Matrix]) -> Plan:
+        """What was the fastest in an earlier process if it is among those proposed, else what is now."""
+        names = [bytes(plan.algorithm).hex() for plan in plans]
+        known = self.tuning.of(product)
+        if known in names:
+            return plans[names.index(known)]
+        times = [self._measured(plan, matrices) for plan in plans]
+        best = times.index(min(times))
+        if 0 < times[best] < float("inf"):  # 0: nothing could be measured
+            self.tuning.keep(product, names[best])
+        return plans[best]
 
     def _measured(self, plan: Plan, matrices: tuple[Matrix, Matrix, Matrix]) -> float:
         assert self.time is not None

@@ -17,6 +17,7 @@ from mpi_parallel.device.cuda_choice import choose, driver_complaint, import_cup
 from mpi_parallel.device.cuda_kernels import address
 from mpi_parallel.device.cuda_products import CudaProducts
 from mpi_parallel.device.interface import Array, MakeCollectives
+from mpi_parallel.device.tuning import Tuning, tuning_file
 
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
 WARM, TIMED = 2, 5  # launches of a product that is measured
@@ -40,7 +41,7 @@ class Cuda:
         self.visible, self.number, self.place = chosen
         self.xp.cuda.Device(self.number).use()
         driver_complaint(self.xp)
-        self.runtime = self.xp.cuda.runtime
+        self.runtime, self.node_rank = self.xp.cuda.runtime, node_rank
         self.stream = self.xp.cuda.Stream(non_blocking=True)
         self.stream.use()
         self.copies = self.xp.cuda.Stream(non_blocking=True)
@@ -160,11 +161,17 @@ class Cuda:
         try:
             library = load(find, self.runtime.runtimeGetVersion() // 1000)
             self._workspace = self.xp.empty(WORKSPACE, np.uint8)
-            lt = CublasLt(library, address(self._workspace), self.stream.ptr, self._time if measure else None)
+            time, tuning = (self._time, self._tuning(library)) if measure else (None, None)
+            lt = CublasLt(library, address(self._workspace), self.stream.ptr, time, tuning)
         except (OSError, LtError):
             return None
         lt.tf32 = precision == "tf32"
         return lt
+
+    def _tuning(self, library: Any) -> Tuning:
+        """What was measured on such a GPU before; the first rank of a node adds to it."""
+        name, driver = self.runtime.getDeviceProperties(self.number)["name"], self.runtime.driverGetVersion()
+        return Tuning(tuning_file(name.decode(), driver, library.cublasLtGetVersion()), self.node_rank == 0)
 
     def _time(self, launch: Callable[[], None]) -> float:
         """Milliseconds of some launches; none where a capture is under way, which must not be disturbed."""

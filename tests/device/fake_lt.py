@@ -51,6 +51,9 @@ class FakeLt:
         self._new(handle)
         return 0
 
+    def cublasLtGetVersion(self) -> int:
+        return 120900
+
     def cublasLtMatmulDescCreate(self, description: Any, compute: int, scale: int) -> int:
         assert (compute in (lt.COMPUTE_32F, lt.COMPUTE_TF32), scale) == (True, lt.FLOAT32)
         self.descriptions[self._new(description)] = {"compute": compute}

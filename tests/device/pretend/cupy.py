@@ -8,7 +8,7 @@ PRETEND_RANK only on that rank, and one like any other elsewhere.
 import os
 import sys
 
-from mpi_parallel.device import cuda
+from mpi_parallel.device import cuda, tuning
 from tests.device import strict
 from tests.device.emulated import CUDARuntimeError, Emulated
 from tests.device.fake_lt import FakeLt
@@ -36,5 +36,6 @@ class Pretended(Emulated):
 
 cupy = Pretended(number.get("gpus", 1), number.get("memory", 8 << 30), bool(number.get("late")))
 strict.STREAM = cupy
+tuning.cache_folder = lambda: None  # a program under test leaves nothing behind
 cuda.load = lambda find, major: FakeLt(cupy.do)
 sys.modules[__name__] = cupy
