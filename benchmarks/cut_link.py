@@ -1,9 +1,9 @@
-"""Cut the network between two hosts in mid-training and see both end: python benchmarks/cut_link.py [--mpi mpich].
+"""Cut the network between two hosts in mid-training and see both end: python benchmarks/cut_link.py.
 
-The hosts are network namespaces of this machine, tied by a pair of virtual interfaces; it needs root, `ip` and
-`unshare`. A rank trains on each. In the second epoch one end of the cable goes down: the watchdogs have to notice and
-to tell, and no rank may be left on either host. What is left of the launcher is told. Then the cable is mended, and
-`--resume auto` has to reach the digest of a run that nobody disturbed.
+The hosts are network namespaces of this machine, tied by a pair of virtual interfaces; it needs root, `ip`, `unshare`
+and Open MPI. A rank trains on each. In the second epoch one end of the cable goes down: the watchdogs have to notice
+and to tell, and no rank may be left on either host. What is left of the launcher is told. Then the cable is mended,
+and `--resume auto` has to reach the digest of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from survive import ROOT, events
+from survive import MPIRUN, ROOT, events
 from trainings import whole
 
 from mpi_parallel.mpi.launcher import child_environment
@@ -35,13 +35,11 @@ declare -A names=([10.88.0.1]=cut1 [10.88.0.2]=cut2)
 host=${names[$1]:-$1}; shift
 exec unshare --uts ip netns exec "$host" bash -c 'hostname "$0"; exec bash -c "$*"' "$host" "$@"
 """
-SETTINGS = {
-    "openmpi": "--prtemca oob_tcp_keepalive_time 5 --prtemca oob_tcp_keepalive_intvl 2 "
-    "--prtemca oob_tcp_keepalive_probes 3 --prtemca plm_ssh_agent {agent} --prtemca prte_if_include 10.88.0.0/24 "
+SETTINGS = (
+    "--prtemca plm_ssh_agent {agent} --prtemca prte_if_include 10.88.0.0/24 "
     "--mca btl tcp,self --mca pml ob1 --mca btl_tcp_if_include 10.88.0.0/24 --bind-to none "
-    "--host 10.88.0.1:1,10.88.0.2:1",
-    "mpich": "-launcher ssh -launcher-exec {agent} -hosts 10.88.0.1,10.88.0.2 -iface eth0",
-}
+    "--host 10.88.0.1:1,10.88.0.2:1"
+)
 
 
 def ip(words: str) -> None:
@@ -65,12 +63,12 @@ def two_hosts() -> Iterator[None]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def start(mpi: str, folder: Path, name: str, options: list[str]) -> subprocess.Popen[str]:
+def start(folder: Path, name: str, options: list[str]) -> subprocess.Popen[str]:
     """A job of a rank on each host, from the first."""
     agent = folder / "agent"
     agent.write_text(AGENT)
     agent.chmod(0o755)
-    mpirun = [str(Path(sys.executable).parent / f"mpirun-{mpi}"), *SETTINGS[mpi].format(agent=agent).split()]
+    mpirun = [str(MPIRUN), *SETTINGS.format(agent=agent).split()]
     data = ["--data", str(ROOT / "data/fashion-mnist-small.h5"), "--out", str(folder / name), "--threads", "1"]
     program = [sys.executable, "-m", "mpi_parallel.train", *data, "--reproducible", "--progress", "none", "--no-report"]
     environment = child_environment() | {
@@ -79,7 +77,7 @@ def start(mpi: str, folder: Path, name: str, options: list[str]) -> subprocess.P
         "UCX_NET_DEVICES": "eth0",
         "PYTHONPATH": str(ROOT),
     }
-    passed = ["-x", "UCX_TLS", "-x", MARK, "-x", "PYTHONPATH"] if mpi == "openmpi" else []
+    passed = ["-x", MARK, "-x", "PYTHONPATH"]
     command = ["unshare", "--uts", "ip", "netns", "exec", "cut1", "sh", "-c", 'hostname cut1; exec "$@"', "sh"]
     return subprocess.Popen(
         [*command, *mpirun, *passed, "-n", "2", *program, *options],
@@ -98,9 +96,9 @@ def inhabitants() -> dict[int, str]:
     return found
 
 
-def cut(mpi: str, folder: Path, options: list[str], timeout: int, patience: float) -> dict[str, Any]:
+def cut(folder: Path, options: list[str], timeout: int, patience: float) -> dict[str, Any]:
     """Train, cut, wait for the end of everything; what was seen."""
-    job = start(mpi, folder, "run", [*options, "--hang-timeout", f"{timeout}s", "--checkpoint-every", "40"])
+    job = start(folder, "run", [*options, "--hang-timeout", f"{timeout}s", "--checkpoint-every", "40"])
     metrics = folder / "run" / "metrics.jsonl"
     while job.poll() is None and not (metrics.exists() and '"epoch": 2' in metrics.read_text()):
         time.sleep(0.05)
@@ -130,7 +128,6 @@ def cut(mpi: str, folder: Path, options: list[str], timeout: int, patience: floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mpi", choices=sorted(SETTINGS), default="openmpi")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--timeout", type=int, default=10, help="--hang-timeout of the job, in seconds")
     parser.add_argument("--patience", type=float, default=90.0, help="seconds for all to have ended after the cut")
@@ -138,10 +135,10 @@ def main() -> int:
     steps = ["--steps", str(options.steps)]
     with tempfile.TemporaryDirectory() as name, two_hosts():
         folder = Path(name)
-        seen = cut(options.mpi, folder, steps, options.timeout, options.patience)
+        seen = cut(folder, steps, options.timeout, options.patience)
         log = seen.pop("log")
-        again = start(options.mpi, folder, "run", [*steps, "--resume", "auto"]).wait()
-        calm = start(options.mpi, folder, "calm", steps).wait()
+        again = start(folder, "run", [*steps, "--resume", "auto"]).wait()
+        calm = start(folder, "calm", steps).wait()
         digests = [events(folder / run)[-1].get("weights_sha256") for run in ("run", "calm")]
         seen |= {"statuses after that": [again, calm], "same digest": digests[0] == digests[1] is not None}
     ranks = [line for line in seen["left"] if line.split()[1] == sys.executable]

@@ -84,6 +84,16 @@ def test_the_others_go_on(ended, folder, name):
         np.testing.assert_allclose(mine[array], theirs[array], atol=2e-5)
 
 
+@tolerant
+def test_who_hangs_when_ranks_0_and_1_are_dead_ends_the_job_with_a_status(folder):
+    """By an abort it might be 0."""
+    fault = ["0,1,2", "forward:5,forward:5,forward:12", "kill,kill,hang"]
+    tail = ["--survive", "--threads", "1", "--hang-timeout", "3s", "--epochs", "50", "--merge", "flat"]
+    job = launch(4, "-m", "tests.faulty", *fault, *options(folder, "hung"), *tail, mpirun=["--with-ft", "ulfm"])
+    assert job.returncode == 1, job.stderr
+    assert "lost rank 0" in job.stderr and "(--hang-timeout): ending the job" in job.stderr
+
+
 def test_it_is_refused_without_fault_tolerance(folder):
     job = launch(2, "-m", "mpi_parallel.train", *options(folder, "refused"), "--survive")
     assert job.returncode == 2
