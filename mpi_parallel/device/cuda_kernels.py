@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mpi_parallel.device.expressions import Expressions, steady, threshold
+from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.interface import Array, Augmentation, Pace, Schedule
+from mpi_parallel.device.rule_expressions import steady
 
 INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 KERNELS = Path(__file__).parent / "kernels"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mpi_parallel.device.expressions import rate_of
 from mpi_parallel.device.interface import Schedule
+from mpi_parallel.device.rule_expressions import rate_of
 
 
 def learning_rate(step: int, *, base: float, schedule: str, warmup: int, total: int) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 from mpi_parallel.device import Array
-from mpi_parallel.device.expressions import LARGEST_LOSS_SCALE
+from mpi_parallel.device.rule_expressions import LARGEST_LOSS_SCALE
 
 FORMATS = ("float32", "tf32", "bfloat16", "float16")
 # Gradients here are summed over rows, of which each gives the logits at most 1: float16 holds 16 such of this scale.
