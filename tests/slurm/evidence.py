@@ -12,7 +12,8 @@ DATA = str(Path(__file__).parents[2] / "data" / "fashion-mnist-small.h5")
 MPICH = {
     "SLURM_MPI_TYPE": "pmi2",
     "MPI4PY_LIBMPI": str(Path(sys.prefix) / "mpich" / "lib" / "libmpi.so.12"),
-    # With shared memory 5 of 189 starts failed on a busy machine (UCX: "invalid bandwidth 0.00"), with these 0 of 63.
+    # With shared memory 5 of 189 starts failed on a busy machine (UCX: "invalid bandwidth 0.00"); with these 0 of 63,
+    # and then one in a job: the cause is not known.
     "UCX_TLS": "self,tcp",
 }
 
