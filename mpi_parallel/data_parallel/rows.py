@@ -39,8 +39,9 @@ class Rows:
 
     @property
     def steady(self) -> bool:
-        """Whether `gather` finds its rows in the device's memory."""
-        return True
+        """Whether `gather` finds its rows in the device's memory, and makes no array of its own."""
+        types = self.device.kernels.file_types
+        return types is None or self.images.dtype in types
 
     def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
         """Standardised images (B, features) as operands, and labels (B,) int32 of the rows in `index` (B,) int64.

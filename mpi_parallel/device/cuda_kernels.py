@@ -50,6 +50,7 @@ class CudaKernels(Expressions):
         """On the current device of `cupy`; each kernel is compiled for it when it is first used."""
         super().__init__(cupy)
         self.name = "CUDA kernels"
+        self.file_types = FILES
         self._module = cupy.RawModule(code=source(), options=OPTIONS)
         self._functions: dict[str, Any] = {}
         self._ticket = cupy.zeros(1, np.uint32)  # how many blocks are done; every launch leaves it at 0

@@ -7,7 +7,9 @@ row is); results go to the arrays named.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ SMALLEST_FLOAT16, BEYOND_FLOAT16 = 2.0**-14, 65520.0  # the smallest normal one;
 class Expressions(RowExpressions, RuleExpressions):
     """The kernels of `device.Kernels`, by the operations of an array module; those of layers stand here."""
 
+    file_types: Container[Any] | None = None
     meet: Meet | None = None  # array operations promise no order between processes
 
     def __init__(self, xp: ModuleType) -> None:

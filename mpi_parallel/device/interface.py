@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -58,6 +58,7 @@ class Kernels(Protocol):
     """The arithmetic beside matrix products. What each computes is written in expressions.py."""
 
     name: str
+    file_types: Container[Any] | None  # dtypes of images that are gathered as they are, without an array; None: all
 
     @property
     def meet(self) -> Meet | None:

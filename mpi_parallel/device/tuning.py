@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Tuning:
         self.known[product] = algorithm
         if self.path is None or not self.writes:
             return
-        unfinished = self.path.with_suffix(f".{os.getpid()}")
+        unfinished = self.path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")  # homes are shared
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.known = {**_read(self.path), **self.known}  # of processes that were at it meanwhile

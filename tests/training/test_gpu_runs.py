@@ -3,6 +3,7 @@
 import os
 import signal
 
+import h5py
 import numpy as np
 import pytest
 
@@ -74,6 +75,20 @@ def test_images_that_change_with_the_epoch_are_replayed(train, gpu, holding):
         assert any(event[0] == "replay" for event in cupy.events) == (name != "eager" and holding == "resident")
         ends.append((told(events), events[-1]["weights_sha256"]))
     assert ends[0] == ends[1] != ends[2]
+
+
+@pytest.mark.parametrize(("dtype", "graphs"), [("i4", False), ("f2", False), ("i2", True), ("f8", True)])
+def test_images_of_every_type_are_trained_on(train, gpu, dtype, graphs):
+    """Those that no kernel reads pass through arrays of their own, so call by call."""
+    with h5py.File(train.runs.data, "a") as file:
+        for split in ("train", "validation", "test"):
+            images = file[f"{split}/images"][:]
+            del file[f"{split}/images"]
+            file[f"{split}/images"] = images.astype(dtype)
+    cupy = gpu(True)
+    status, _ = train("--flip")
+    assert status == 0
+    assert any(event[0] == "replay" for event in cupy.events) == graphs
 
 
 @pytest.mark.parametrize("merge", ["exact", "sharded"])
