@@ -58,6 +58,7 @@ def hosts(count: int, folder: Path) -> Iterator[Hosts]:
     agent = folder / "agent"
     agent.write_text(AGENT)
     agent.chmod(0o755)
+    _sweep()
     names = [f"host{number}-{os.getpid()}" for number in range(count)]
     switch = f"mpsw{os.getpid()}"
     try:
@@ -78,6 +79,15 @@ def hosts(count: int, folder: Path) -> Iterator[Hosts]:
                     _ip(*away)
         with contextlib.suppress(OSError):
             _ip("link", "del", switch)
+
+
+def _sweep() -> None:
+    """Remove what a program that was killed has left: the names end with its number."""
+    for kind, name in [*(("netns", path.name) for path in Path("/run/netns").glob("host*-*")),
+                       *(("link", path.name) for path in Path("/sys/class/net").glob("mpsw*"))]:  # fmt: skip
+        if not Path("/proc", name.replace("mpsw", "-").rpartition("-")[2]).exists():
+            with contextlib.suppress(OSError):  # somebody else does, too
+                _ip(kind, "del", name)
 
 
 def _plug(number: int) -> str:
