@@ -294,7 +294,7 @@ PRODUCTS = [(64, 784, 128), (65, 130, 1100), (70, 1100, 67), (12, 49, 10), (5, 7
 
 
 @pytest.mark.parametrize("sizes", PRODUCTS)
-def test_products_of_layers_and_that_neither_threads_nor_other_rows_change_their_bits(sizes):
+def test_products_of_layers_and_that_other_rows_do_not_change_their_bits(sizes):
     rows, inputs, outputs = sizes
     x, W, dy = normal(rows, inputs, seed=1), normal(inputs, outputs, seed=2), normal(rows, outputs, seed=3)
     exact = [a.astype(float) for a in (x @ W.astype(float), dy @ W.T.astype(float), x.T @ dy.astype(float))]
@@ -306,17 +306,14 @@ def test_products_of_layers_and_that_neither_threads_nor_other_rows_change_their
         COMPILED.weight_gradient(x[:count], dy[:count], dW, None, False)
         return y, dx, dW
 
-    results = []
-    for threads in (1, 3):
+    for threads in (3, 1):  # several are the BLAS's affair
         with threadpoolctl.threadpool_limits(threads):
-            results.append(products(rows))
-    for one, right in zip(results[0], exact, strict=True):
-        np.testing.assert_allclose(one, right, rtol=1e-4, atol=1e-3)
+            found, fewer = products(rows), products(rows - 1)
+        for one, right in zip(found, exact, strict=True):
+            np.testing.assert_allclose(one, right, rtol=1e-4, atol=1e-3)
     if "products" in COMPILED.name and 12 < rows <= 256:
-        for one, other in zip(*results, strict=True):
-            np.testing.assert_array_equal(one, other)
-        for all_rows, fewer in zip(results[0][:2], products(rows - 1)[:2], strict=True):
-            np.testing.assert_array_equal(all_rows[:-1], fewer)
+        for all_rows, without_last in zip(found[:2], fewer[:2], strict=True):
+            np.testing.assert_array_equal(all_rows[:-1], without_last)
 
 
 def test_products_are_those_of_the_blas_where_it_is_made_to_be_the_same_on_older_cpus(monkeypatch):

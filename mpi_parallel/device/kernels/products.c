@@ -8,8 +8,9 @@
  *     backward    dx = dz W^T     as W dz^T, turned back piece by piece: W, the large one, is read once and as it is
  *     gradient    dW = x^T dz     x as it is, panels of dz copied
  *
- * A sum goes over k in order, in blocks that depend on k alone, so neither other rows nor threads change its bits. For
- * AVX-512; on other CPUs, and for larger matrices, the BLAS multiplies.
+ * A sum goes over k in order, in blocks that depend on k alone, so other rows do not change its bits. For AVX-512 and ranks
+ * of one thread; on other CPUs, for larger matrices, and with several threads, which a BLAS keeps at hand and OpenMP has to
+ * wake for each product (a step of the default network in 709 us and 946), the BLAS multiplies.
  */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
@@ -218,33 +219,15 @@ static int suits(int a_turned, int b_turned, long m, long n, long k)
     return m >= 12 && (m <= 256 || m * n <= 1 << 18);
 }
 
-/* This thread's part of n, in whole steps. */
-static void my_part(long n, long step, long *begin, long *count)
-{
-    long parts = omp_get_num_threads(), mine = omp_get_thread_num(), steps = (n + step - 1) / step;
-    long end = steps * (mine + 1) / parts * step;
-    *begin = steps * mine / parts * step;
-    *count = (end < n ? end : n) - *begin;
-}
-
 /* c (m, n) = a b, or c += a b, a or b turned, if that is quicker so; else 0, and nothing is done. */
 static int own_product(const float *a, long a_apart, int a_turned, const float *b, long b_apart, int b_turned, float *c,
                        long c_apart, long m, long n, long k, int add)
 {
-    if (!suits(a_turned, b_turned, m, n, k)) return 0;
-    int by_rows = !b_turned && m / HIGH > n / BROAD;
-#pragma omp parallel if (m * n * k >= 2L * GRAIN * HIGH)
-    {
-        long begin, count;
-        my_part(by_rows ? m : n, by_rows ? HIGH : b_turned ? PIECE : BROAD, &begin, &count);
-        if (count > 0 && b_turned)
-            turned_product(a, a_apart, b + begin * b_apart, b_apart, c + begin, c_apart, m, count, k, add);
-        else if (count > 0 && by_rows)
-            plain_product(a + begin * (a_turned ? 1 : a_apart), a_apart, a_turned, b, b_apart, c + begin * c_apart, c_apart,
-                          count, n, k, add);
-        else if (count > 0)
-            plain_product(a, a_apart, a_turned, b + begin, b_apart, c + begin, c_apart, m, count, k, add);
-    }
+    if (omp_get_max_threads() > 1 || !suits(a_turned, b_turned, m, n, k)) return 0;
+    if (b_turned)
+        turned_product(a, a_apart, b, b_apart, c, c_apart, m, n, k, add);
+    else
+        plain_product(a, a_apart, a_turned, b, b_apart, c, c_apart, m, n, k, add);
     return 1;
 }
 #else
