@@ -12,8 +12,10 @@ DATA = str(Path(__file__).parents[2] / "data" / "fashion-mnist-small.h5")
 MPICH = {
     "SLURM_MPI_TYPE": "pmi2",
     "MPI4PY_LIBMPI": str(Path(sys.prefix) / "mpich" / "lib" / "libmpi.so.12"),
-    # With shared memory 5 of 189 starts failed on a busy machine (UCX: "invalid bandwidth 0.00"); with these 0 of 63,
-    # and then one in a job: the cause is not known.
+    # Ranks of one node tell each other their addresses through shared memory when they start, and under srun some read
+    # them too early: 7 of 33 starts on 2 ranks failed ("invalid bandwidth 0.00", "Message truncated"), whatever UCX may
+    # use. As if each rank were a node of its own: none of 14.
+    "MPIR_CVAR_NOLOCAL": "1",
     "UCX_TLS": "self,tcp",
 }
 
