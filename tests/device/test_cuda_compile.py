@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpi_parallel.device.cuda_kernels import OPTIONS, source
+from tests.lacking import lacking
 from tests.once import once
 
 # V100, where the toolkit still has it, else T4; A100, H100, B200, RTX 50.
@@ -54,7 +55,7 @@ def nvrtc() -> NVRTC:
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     found = sorted(path for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so.*"))
     if not found:
-        pytest.skip("no NVRTC here: the wheel nvidia-cuda-nvrtc-cu12 brings one")
+        lacking("no NVRTC here: the wheel nvidia-cuda-nvrtc-cu12 brings one")
     return NVRTC(found[0])
 
 

@@ -1,10 +1,6 @@
-"""kernels/cuda.cu against NumPy's expressions, run on the CPU by the shim, and again under AddressSanitizer."""
+"""kernels/cuda.cu against NumPy's expressions, run on the CPU by the shim."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +12,8 @@ from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import BEGUN, HELD, LOSS_SCALE, PACE, RATE, SCALE, Augmentation, Pace, Schedule
 from mpi_parallel.nn.learning_rate import learning_rate
 from tests.device.emulated import emulated
-from tests.device.shim import SANITIZE, compiler, shim
+from tests.device.shim import compiler, shim
 from tests.device.strict import StrictArray, inside
-from tests.once import once
 
 SHAPES = [(0, 5), (1, 1), (20, 33), (35, 257)]
 TYPES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
@@ -397,56 +392,3 @@ def test_a_launch_allocates_nothing_once_it_was_made():
         kernels.xp.events.clear()
         kernels.cross_entropy(z, t, sums)
     assert kernels.xp.events == [("launch", "cross_entropy_of_few")]
-
-
-def test_the_shim_ends_a_program_whose_threads_part_at_a_barrier(tmp_path):
-    code = (
-        f'#include "{Path(__file__).parent / "cuda_shim.h"}"\n'
-        "static void part(int *at) { if (threadIdx.x) __syncthreads(); *at = 1; }\n"
-        'static const Entry table[] = {{"part", letters(part), [](void **g) { unpack(part, g); }}};\n'
-        "static const Entry *find(const char *) { return table; }\n"
-        "int main() { unsigned one[3] = {1, 1, 1}, two[3] = {2, 1, 1}; int at = 0, *to = &at; void *g[] = {&to};\n"
-        'launch("part", one, one, g); fprintf(stderr, "%d.", at); launch("part", one, two, g); }\n'
-    )
-    (tmp_path / "part.cpp").write_text(code)
-    command = [compiler(), "-std=c++14", "-Wno-unused", tmp_path / "part.cpp", "-o", tmp_path / "part"]
-    subprocess.run(command, check=True, env={**os.environ, "LD_PRELOAD": ""})
-    ended = subprocess.run([tmp_path / "part"], capture_output=True, text=True)
-    assert ended.returncode != 0
-    assert ended.stderr.endswith("1.part: 1 of 2 threads came to a barrier\n")
-
-
-@pytest.mark.skipif(SANITIZE in os.environ, reason="is that child")
-@once
-class TestUnderAddressSanitizer:
-    """In child processes, as the sanitizer has to be loaded before Python is."""
-
-    def test_all_of_this_holds(self):
-        command = ["-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "-k", "not backward", __file__]
-        child = self.child(*command)
-        assert child.returncode == 0, child.stdout[-3000:] + child.stderr[-3000:]
-
-    def test_which_sees_a_write_behind_an_array(self):
-        code = (
-            "from tests.device import test_cuda_kernels as t; import numpy as np\n"
-            "kernels = t.CudaKernels(t.emulated())\n"
-            "kernels.sum_slots(t.on(np.ones(2, 'f4')), t.on(np.ones((2, 2), 'f4')))\n"
-            "kernels._each('check', 300, t.on(np.full(300, np.nan, 'f4')), np.int64(301), t.on(np.ones(1, 'f4')))\n"
-        )
-        child = self.child("-c", code)
-        assert child.returncode != 0
-        assert "AddressSanitizer: heap-buffer-overflow" in child.stderr
-
-    @staticmethod
-    def child(*command: str) -> subprocess.CompletedProcess:
-        asked = subprocess.run([compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
-        if not Path(asked.stdout.strip()).is_absolute():
-            pytest.skip("the C++ compiler has no AddressSanitizer")
-        environment = {
-            **os.environ,
-            "LD_PRELOAD": asked.stdout.strip(),
-            SANITIZE: "1",
-            "ASAN_OPTIONS": "detect_leaks=0",
-        }
-        command = [sys.executable, *command]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)

@@ -15,6 +15,7 @@ import pytest
 from mpi_parallel.exchange import keras_file, onnx_file, registry, safetensors_file
 from mpi_parallel.exchange.trained import Trained, chained
 from mpi_parallel.options import InputError
+from tests.lacking import lacking
 from tests.once import once
 from tests.trained import logits_of
 
@@ -137,10 +138,10 @@ np.savez(out + ".theirs.npz", *other.get_weights())
 """
 
 
-@pytest.mark.skipif(not find_spec("keras"), reason="there is no Keras")
 @once
 def test_keras_loads_ours_and_we_load_theirs(tmp_path):
     """In a process of its own, as Keras takes a backend when it is imported."""
+    find_spec("keras") or lacking("no Keras here")
     network = trained()
     registry.write(network, tmp_path / "model.weights.h5")
     x = (pixels().reshape(50, -1) - network.mean) / network.std

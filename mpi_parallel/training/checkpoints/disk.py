@@ -28,9 +28,8 @@ class Output:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         self._direct: int | None = None
         try:
-            os.ftruncate(
-                self._file, size
-            )  # all ranks alike: a file that grew while they write would make them take turns
+            # All ranks alike: a file that grew while they write would make them take turns.
+            os.ftruncate(self._file, size)
             self._direct = _open_direct(path)
         except OSError:
             self.close()
