@@ -16,6 +16,7 @@ from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.evaluation import evaluation_rows
 from mpi_parallel.data_parallel.loader import TrainingRows, class_count
+from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.device import Device, Host
 from mpi_parallel.model_parallel.part import ModelPart
@@ -104,6 +105,7 @@ def assemble(
     precision: str = "float32",
     wire: str = "float32",
     device: Device | None = None,
+    budget: Budget | None = None,
     **data_options: Any,
 ) -> Assembly:
     """Everything up to the first step."""
@@ -114,7 +116,7 @@ def assemble(
         setattr(grid, axis, getattr(grid, axis).on(device))
     data = open_image_set(DataOptions(data=str(path), **data_options), seed, comm)
     first = grid.pipe.rank == 0
-    training = TrainingRows(data, shards, seed, comm, device, peers=grid.model, groups=groups, images=first)
+    training = TrainingRows(data, shards, seed, comm, device, budget, None, grid.model, groups, first)
     held_out = [
         evaluation_rows(split, training.scaler, comm, device, images=first) for split in (data.validation, data.test)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpi_parallel.data_parallel.memory import Budget
-from mpi_parallel.data_parallel.rows import Rows, StreamedRows
+from mpi_parallel.data_parallel.rows import Rows, streamed_rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.data_parallel.streaming import stream_in_order
@@ -35,7 +35,7 @@ def evaluation_rows(
     seen = split if images else split.without_images()
     if (budget or Budget()).fits(len(part) * row_bytes(seen)):
         return Rows(*seen.read(part), scaler, device)
-    return StreamedRows(stream_in_order(split, part, images), split.largest_label(part), scaler, device)
+    return streamed_rows(stream_in_order(split, part, images), split.largest_label(part), scaler, device)
 
 
 def evaluation_part(split: Split, comm: Communicator) -> range:

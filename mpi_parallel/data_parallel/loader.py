@@ -14,7 +14,7 @@ from mpi_parallel.data_parallel import order
 from mpi_parallel.data_parallel.dataset import ImageSet
 from mpi_parallel.data_parallel.digest import digest_of_parts, digest_of_rows, digest_of_streamed
 from mpi_parallel.data_parallel.memory import Budget, Shared
-from mpi_parallel.data_parallel.rows import Rows, StreamedRows
+from mpi_parallel.data_parallel.rows import Rows, streamed_rows
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
 from mpi_parallel.data_parallel.streaming import pieces, stream_shuffled
 from mpi_parallel.data_parallel.windows import row_bytes
@@ -136,7 +136,8 @@ class TrainingRows:
                 theirs = self.shards, self.total, self.of, self.seed, number, span, self.kernels
                 local = order.local_order(*theirs)[sequence]
             else:
-                local = np.arange(len(positions))  # they come in this order
+                most = min(batch_size, len(self.shards) * -(-batch_size // self.of))
+                local = self.rows.places(range(len(positions)), most)  # they come in this order
             index = self.device.to_device(local)
             whole = index, keys
             for cuts in edges:
@@ -171,7 +172,7 @@ class TrainingRows:
         images.settle()
         labels.settle()
         self._know(data, held, lambda: self._digests(held, labels.array))
-        self.rows = Rows(images.array, labels.array, self.scaler, self.device, augment)
+        self.rows: Rows = Rows(images.array, labels.array, self.scaler, self.device, augment)
 
     def _know(self, data: ImageSet, shards: Mapping[int, Any], digests: Callable[[], Mapping[int, bytes]]) -> None:
         """Find scaler and digest of all ranks' rows, where there are images; the others are told."""
@@ -200,7 +201,7 @@ class TrainingRows:
         blocks = dict(zip(self.parts, stream.blocks, strict=True)) if data.mean is None and self.images else {}
         seen = {shard: moments_of_pieces(pieces(data.train, own)) for shard, own in blocks.items() if own}
         self._know(data, seen, lambda: digest_of_streamed(data.train, self.parts))
-        self.rows = StreamedRows(stream, largest, self.scaler, self.device, augment)
+        self.rows = streamed_rows(stream, largest, self.scaler, self.device, augment)
 
 
 def class_count(data: ImageSet, training: TrainingRows, others: list[Rows | None], comm: Communicator) -> int:

@@ -26,6 +26,17 @@ class Replica:
         `on_ready` hears of parameters whose gradient is complete, every parameter once a group, also on a rank without
         rows; `collect` takes what the store holds when a group is complete.
         """
+        self.bring(batch)
+        self.compute(batch, on_ready, collect)
+
+    def bring(self, batch: Batch) -> None:
+        """Have its rows at hand."""
+        if self.rows.brought:
+            self.clock.enter("data", "bring")
+            self.rows.bring(len(batch.index))
+
+    def compute(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
+        """The same of rows that are at hand: all of it is work of the device, which can do it again by itself."""
         self.store.narrow()
         for group in batch.groups():
             self.store.zero_grad()
@@ -51,7 +62,9 @@ class Replica:
         rows.rewind()
         for start in range(0, len(rows), EVALUATION_ROWS):
             self.workspace.reset()
-            index = self.workspace.xp.arange(start, min(start + EVALUATION_ROWS, len(rows)))
+            span = range(start, min(start + EVALUATION_ROWS, len(rows)))
+            index = self.workspace.device.to_device(rows.places(span, EVALUATION_ROWS))
+            rows.bring(len(span))
             x, t = rows.gather(self.workspace, index)
             yield start, self.model.inference.forward(x)[0], t
             PULSE.beat()

@@ -11,19 +11,22 @@ from numpy.typing import NDArray
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.streaming import Beside, Stream
 from mpi_parallel.device import Array, Augmentation, Device
+from mpi_parallel.device.places import BATCHES_AT_HAND, Landing, Taken
 from mpi_parallel.device.workspace import Workspace
-
-Piece = tuple[slice, Array, Array, Array]  # where in the batch, images, labels and which of them
 
 
 class Rows:
     """Images (n, features) and labels (n,) that this rank holds."""
+
+    brought = False  # whether they are to be brought before they are gathered
 
     def __init__(
         self, images: NDArray[Any], labels: NDArray[np.int32], scaler: Scaler, device: Device,
         augment: Augmentation | None = None,
     ) -> None:  # fmt: skip
         self.images: Array = device.to_device(images)
+        if self.images.dtype != _held_as(images.dtype, device):
+            self.images = self.images.astype(np.float32)
         self.labels: Array = device.to_device(labels)
         self.mean: Array = device.to_device(scaler.mean.astype(np.float32))
         self.inverse_std: Array = device.to_device((1 / scaler.std).astype(np.float32))
@@ -36,12 +39,6 @@ class Rows:
     def largest_label(self) -> int:
         """-1 where there are no rows."""
         return int(self.labels.max()) if len(self.labels) else -1
-
-    @property
-    def steady(self) -> bool:
-        """Whether `gather` finds its rows in the device's memory, and makes no array of its own."""
-        types = self.device.kernels.file_types
-        return types is None or self.images.dtype in types
 
     def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
         """Standardised images (B, features) as operands, and labels (B,) int32 of the rows in `index` (B,) int64.
@@ -58,6 +55,16 @@ class Rows:
         t = ws.empty((len(index),), np.int32)
         self.device.kernels.pick(self.labels, index, t)
         return t
+
+    def places(self, span: range, most: int) -> NDArray[np.int64]:
+        """The index of those that come at these places of the order in which they are read, and are to be brought.
+
+        No more than `most` will be brought at a time.
+        """
+        return np.arange(span.start, span.stop)
+
+    def bring(self, count: int) -> None:
+        """Have so many more of them where `gather` finds them."""
 
     def listen(self, beside: Beside) -> None:
         """Tell what goes on beside the training: only streams have something to tell."""
@@ -79,7 +86,7 @@ class Rows:
 
 
 class StreamedRows(Rows):
-    """Rows that pass by in the order of their use; `index` tells only how many are asked for next."""
+    """Rows that pass by in the order of their use; here `index` tells only how many are asked for next."""
 
     def __init__(
         self, stream: Stream, largest_label: int, scaler: Scaler, device: Device, augment: Augmentation | None = None
@@ -93,10 +100,6 @@ class StreamedRows(Rows):
     def largest_label(self) -> int:
         return self._largest_label
 
-    @property
-    def steady(self) -> bool:
-        return False  # they pass by
-
     def __len__(self) -> int:
         return sum(self.stream.lengths)
 
@@ -104,29 +107,19 @@ class StreamedRows(Rows):
         self.stream.beside = beside
 
     def labels_of(self, ws: Workspace, index: Array) -> Array:
-        t = ws.empty((len(index),), np.int32)
-        for where, _, labels, chosen in self.pieces(index):
-            self.device.kernels.pick(labels, chosen, t[where])
+        t, start = ws.empty((len(index),), np.int32), 0
+        for _, labels, slots in self._taken(len(index)):
+            self.device.kernels.pick(labels, slots, t[start : start + len(slots)])
+            start += len(slots)
         return t
 
-    def pieces(self, index: Array) -> Iterator[Piece]:
-        """Where the next rows are, as many at a time as are at hand."""
-        buffers, start = self.stream.buffers, 0
-        while start < len(index):
-            slots = self.stream.take(len(index) - start)
-            where = slice(start, start + len(slots))
-            start = where.stop
-            if self.device.kind == "cpu":
-                yield where, buffers.images, buffers.labels, slots
-            else:  # only what a batch needs goes to the GPU
-                images, labels = (self.device.upload(held, slots) for held in (buffers.images, buffers.labels))
-                yield where, images, labels, self.device.xp.arange(len(slots))
-
     def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
-        x, t = ws.operand((len(index), self.features)), ws.empty((len(index),), np.int32)
-        for where, images, labels, chosen in self.pieces(index):
+        x, t, start = ws.operand((len(index), self.features)), ws.empty((len(index),), np.int32), 0
+        for images, labels, slots in self._taken(len(index)):
+            where = slice(start, start + len(slots))
             at = None if keys is None else keys[where]
-            self._standardise(images, labels, chosen, x[where], t[where], at)
+            self._standardise(images, labels, slots, x[where], t[where], at)
+            start = where.stop
         return ws.narrowed(x), t
 
     def rewind(self, epoch: int = 0, without: int = 0) -> None:
@@ -134,3 +127,55 @@ class StreamedRows(Rows):
 
     def close(self) -> None:
         self.stream.close()
+
+    def _taken(self, count: int) -> Iterator[Taken]:
+        """The next rows, as many at a time as are at hand."""
+        while count:
+            slots = self.stream.take(count)
+            count -= len(slots)
+            yield self.stream.buffers.images, self.stream.buffers.labels, slots
+
+
+class LandedRows(StreamedRows):
+    """The same for a device with memory of its own: it gathers from where they land, as from resident ones."""
+
+    brought = True
+    _landing: Landing | None = None
+    _placed = 0  # rows of which `places` told, as `Landing.landed`
+
+    def places(self, span: range, most: int) -> NDArray[np.int64]:
+        if self._landing is None:
+            self._landing = self.device.landing(most, self.features, self.images.dtype)
+            self.images, self.labels = self._landing.images, self._landing.labels
+        first, room = self._placed, self._landing.room
+        assert most * BATCHES_AT_HAND <= room
+        self._placed += len(span)
+        return np.arange(first, self._placed) % room
+
+    def bring(self, count: int) -> None:
+        assert self._landing is not None
+        self._landing.bring(count, self._taken(count))
+
+    def labels_of(self, ws: Workspace, index: Array) -> Array:
+        return Rows.labels_of(self, ws, index)
+
+    def gather(self, ws: Workspace, index: Array, keys: Array | None = None) -> tuple[Array, Array]:
+        return Rows.gather(self, ws, index, keys)
+
+    def rewind(self, epoch: int = 0, without: int = 0) -> None:
+        super().rewind(epoch, without)
+        self._placed = self._landing.landed if self._landing else 0
+
+
+def _held_as(dtype: np.dtype[Any], device: Device) -> np.dtype[Any]:
+    """The type in which a device keeps images that have this one in the file: the same where its kernels read that."""
+    types = device.kernels.file_types
+    return dtype if types is None or dtype in types else np.dtype(np.float32)
+
+
+def streamed_rows(
+    stream: Stream, largest_label: int, scaler: Scaler, device: Device, augment: Augmentation | None = None
+) -> StreamedRows:
+    """Those for this device."""
+    kind = StreamedRows if device.kind == "cpu" else LandedRows
+    return kind(stream, largest_label, scaler, device, augment)

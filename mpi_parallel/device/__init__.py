@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from mpi_parallel.device.cuda_choice import NoGPU, explain
 from mpi_parallel.device.host import Host
-from mpi_parallel.device.interface import Array, Augmentation, Device, Kernels, Pace
+from mpi_parallel.device.interface import Array, Augmentation, Kernels, Pace
+from mpi_parallel.device.places import Device
 from mpi_parallel.options import InputError
 
 

@@ -16,12 +16,13 @@ from mpi_parallel.device.cublaslt import WORKSPACE, CublasLt, LtError, load
 from mpi_parallel.device.cuda_choice import choose, driver_complaint, import_cupy
 from mpi_parallel.device.cuda_kernels import address
 from mpi_parallel.device.cuda_products import CudaProducts
-from mpi_parallel.device.interface import Array, MakeCollectives
+from mpi_parallel.device.interface import Array
+from mpi_parallel.device.landing import CudaLanding
+from mpi_parallel.device.places import Landing, MakeCollectives
 from mpi_parallel.device.tuning import Tuning, tuning_file
 
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
 WARM, TIMED = 2, 5  # launches of a product that is measured
-IN_FLIGHT = 3  # batches of streamed rows on their way
 
 
 class Cuda:
@@ -45,8 +46,6 @@ class Cuda:
         self.stream = self.xp.cuda.Stream(non_blocking=True)
         self.stream.use()
         self.copies = self.xp.cuda.Stream(non_blocking=True)
-        self._incoming = [Incoming(self) for _ in range(IN_FLIGHT)]
-        self._turn = 0
         self.kernels = CudaProducts(self.xp, self._open_lt(precision, measure))
 
     def to_device(self, array: NDArray[Any]) -> Array:
@@ -62,10 +61,8 @@ class Cuda:
     def refill(self, array: Array, values: NDArray[Any]) -> None:
         array[...] = self.xp.asarray(values)
 
-    def upload(self, rows: NDArray[Any], chosen: NDArray[Any]) -> Array:
-        # By way of pinned memory and the copy stream; the work on what is overwritten is waited for there.
-        self._turn = (self._turn + 1) % IN_FLIGHT
-        return self._incoming[self._turn].filled(rows, chosen)
+    def landing(self, most: int, features: int, dtype: np.dtype[Any]) -> Landing:
+        return CudaLanding(self, most, features, dtype)
 
     def storage(self, precision: str) -> Any:
         return STORAGE.get(precision, np.float32)
@@ -110,11 +107,11 @@ class Cuda:
 
     def fetch(self, array: Array, pinned: NDArray[Any]) -> None:
         assert array.nbytes == pinned.nbytes
-        self._copy(pinned.ctypes.data, address(array), array.nbytes, self.runtime.memcpyDeviceToHost)
+        self.copy(pinned.ctypes.data, address(array), array.nbytes, self.runtime.memcpyDeviceToHost, self.stream)
 
     def put(self, pinned: NDArray[Any], array: Array) -> None:
         assert array.nbytes == pinned.nbytes
-        self._copy(address(array), pinned.ctypes.data, array.nbytes, self.runtime.memcpyHostToDevice)
+        self.copy(address(array), pinned.ctypes.data, array.nbytes, self.runtime.memcpyHostToDevice, self.stream)
 
     def mark(self) -> Callable[[], None]:
         event = self.xp.cuda.Event(disable_timing=True)
@@ -146,9 +143,10 @@ class Cuda:
             f"{self.kernels.name}"
         )
 
-    def _copy(self, to: int, source: int, nbytes: int, kind: int) -> None:
+    def copy(self, to: int, source: int, nbytes: int, kind: int, stream: Any) -> None:
+        """Begin to copy between addresses, behind the work on this stream."""
         if nbytes:
-            self.runtime.memcpyAsync(to, source, nbytes, kind, self.stream.ptr)
+            self.runtime.memcpyAsync(to, source, nbytes, kind, stream.ptr)
 
     def _open_lt(self, precision: str, measure: bool) -> CublasLt | None:
         """cublasLt, or None where this machine has none that works."""
@@ -187,38 +185,6 @@ class Cuda:
         stop.synchronize()
         milliseconds: float = self.xp.cuda.get_elapsed_time(start, stop)
         return milliseconds
-
-
-class Incoming:
-    """Pinned memory and memory of the GPU for one batch of rows on its way."""
-
-    def __init__(self, device: Cuda) -> None:
-        self.device = device
-        self._pinned: NDArray[Any] = np.zeros(0, np.uint8)
-        self._there: Array | None = None
-        self._arrived: Any = None
-
-    def filled(self, rows: NDArray[Any], chosen: NDArray[Any]) -> Array:
-        """rows[chosen] on the GPU; work that is started from now on finds it there."""
-        device, shape = self.device, (len(chosen), *rows.shape[1:])
-        nbytes = int(np.prod(shape, dtype=np.int64)) * rows.itemsize
-        if self._arrived is not None:
-            self._arrived.synchronize()  # the copy before has left the pinned memory
-        if self._there is None or self._pinned.nbytes < nbytes:
-            self._pinned, self._there = device.pinned((nbytes,), np.uint8), device.empty_bytes(nbytes)
-        here = self._pinned[:nbytes].view(rows.dtype).reshape(shape)
-        np.take(rows, chosen, axis=0, out=here, mode="clip")
-        there: Array = self._there[:nbytes].view(rows.dtype).reshape(shape)
-        done = device.xp.cuda.Event(disable_timing=True)
-        done.record(device.stream)
-        device.copies.wait_event(done)  # work on what was there before
-        if nbytes:
-            to, source = address(there), here.ctypes.data
-            device.runtime.memcpyAsync(to, source, nbytes, device.runtime.memcpyHostToDevice, device.copies.ptr)
-        self._arrived = device.xp.cuda.Event(disable_timing=True)
-        self._arrived.record(device.copies)
-        device.stream.wait_event(self._arrived)
-        return there
 
 
 def _refuse(size: int) -> Any:

@@ -75,15 +75,9 @@ class CudaKernels(Expressions):
     def _gather(
         self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array, labels_N: Any, t_B: Any
     ) -> None:
-        kind = FILES.get(images_NF.dtype)
-        if kind is None:  # a type that is rare, through an array of its own
-            if labels_N is not NULL:
-                self.pick(labels_N, index_B, t_B)
-            images_NF, index_B = images_NF[index_B].astype(np.float32), self.xp.arange(len(index_B))
-            kind, labels_N, t_B = "f32", NULL, NULL
         rows, features = x_BF.shape
         self._rows(
-            f"gather_{kind}_{FORMATS[x_BF.dtype]}", rows, features,
+            f"gather_{FILES[images_NF.dtype]}_{FORMATS[x_BF.dtype]}", rows, features,
             images_NF, labels_N, index_B, np.int64(rows), np.int64(features), mean, inverse_std,
             np.int32(mean.size == 1), x_BF, t_B,
         )  # fmt: skip
@@ -100,14 +94,10 @@ class CudaKernels(Expressions):
         x_BF: Array,
         t_B: Array,
     ) -> None:
-        kind = FILES.get(images_NF.dtype)
-        if kind is None:  # as above
-            images_NF, labels_N = images_NF[index_B].astype(np.float32), labels_N[index_B]
-            kind, index_B = "f32", self.xp.arange(len(index_B))
         *numbers, erase = how
         rows, features = x_BF.shape
         self._rows(
-            f"augmented_{kind}_{FORMATS[x_BF.dtype]}", rows, features,
+            f"augmented_{FILES[images_NF.dtype]}_{FORMATS[x_BF.dtype]}", rows, features,
             images_NF, labels_N, index_B, keys_B, np.int64(rows), *map(np.int32, numbers), np.float64(erase), mean,
             inverse_std, np.int32(mean.size == 1), x_BF, t_B,
         )  # fmt: skip

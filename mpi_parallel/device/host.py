@@ -14,8 +14,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from mpi_parallel.device.blas import BELOW, blas_architecture, blas_pool
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.interface import Kernels, MakeCollectives
+from mpi_parallel.device.interface import Kernels
 from mpi_parallel.device.openmp import OpenMP
+from mpi_parallel.device.places import Landing, MakeCollectives
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
@@ -41,9 +42,8 @@ class Host:
     def refill(self, array: NDArray[Any], values: NDArray[Any]) -> None:
         assert array is values
 
-    def upload(self, rows: NDArray[Any], chosen: NDArray[Any]) -> NDArray[Any]:
-        copy: NDArray[Any] = rows[chosen]
-        return copy
+    def landing(self, most: int, features: int, dtype: np.dtype[Any]) -> Landing:
+        raise AssertionError("rows in the host's memory are where it computes")
 
     def storage(self, precision: str) -> Any:
         return np.float32  # a core has no products of narrower numbers: they are rounded, and summed in float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpi_parallel.device.clock import Listener
-from mpi_parallel.device.interface import Device
+from mpi_parallel.device.places import Device
 
 
 class Ranges:

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mpi_parallel.device import Array
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.mpi.link import Expected
@@ -36,7 +39,13 @@ class Batch(Protocol):
 class Rows(Protocol):
     """Where images and labels are (data_parallel.rows.Rows)."""
 
+    brought: bool
+
     def __len__(self) -> int: ...
+
+    def places(self, span: range, most: int) -> NDArray[np.int64]: ...
+
+    def bring(self, count: int) -> None: ...
 
     def rewind(self, epoch: int = 0) -> None: ...
 

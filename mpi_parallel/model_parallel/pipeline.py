@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from mpi_parallel.device import Array
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.model_parallel import backlog
 from mpi_parallel.model_parallel.micro_batch import Batch, MicroBatch, Rows, micro_batches
@@ -56,7 +57,7 @@ class PipelineStage:
         pipe = model.grid.pipe
         self.before = Link(pipe, pipe.rank - 1) if pipe.rank > 0 else None
         self.behind = Link(pipe, pipe.rank + 1) if pipe.rank < pipe.size - 1 else None
-        self.pipe = pipe
+        self.pipe, self._looks = pipe, self.before is None or self.behind is None  # at images or at labels
         self._plans: dict[int, Plan] = {}
         self._together = 1  # micro-batches whose weight gradients are taken together
         self._late = 0  # micro-batches whose weight gradients are to be taken
@@ -67,6 +68,9 @@ class PipelineStage:
         Loss and number correct come into the tail of the last stage, the counts into that of all. `on_ready` and
         `collect` are called as by data_parallel.replica.
         """
+        if self.rows.brought and self._looks:
+            self.clock.enter("data", "bring")
+            self.rows.bring(len(batch.index))
         self.store.narrow()
         queue = list(micro_batches(batch, self.micro_batch, self.pipe.size, self.grouped))
         self._together = self._make_room(queue)
@@ -99,7 +103,7 @@ class PipelineStage:
             inputs += [self._input_of(length, (number + 1) % 2) for length in lengths[number + 1 : number + 2]]
             self._turn(0)
             PULSE.beat()
-            index = self.workspace.xp.arange(start, start + lengths[number])
+            index = self._next_rows(rows, range(start, start + lengths[number]))
             x = rows.gather(self.workspace, index)[0] if expected is None else expected.wait()
             y, _ = self.model.inference.forward(x)
             if self.behind is not None:
@@ -107,6 +111,13 @@ class PipelineStage:
                 continue
             yield start, y, rows.labels_of(self.workspace, index)
         self._settle()
+
+    def _next_rows(self, rows: Rows, span: range) -> Array:
+        """The index of these rows, at hand on the stages that look at any."""
+        index = rows.places(span, self.scored)
+        if self._looks:
+            rows.bring(len(span))
+        return self.workspace.device.to_device(index)
 
     def _make_room(self, queue: Sequence[MicroBatch]) -> int:
         """Of how many micro-batches weight gradients are taken together; one in a `grouped` run, as others take it."""

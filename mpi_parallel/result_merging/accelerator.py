@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device import Array
-from mpi_parallel.device.interface import MakeCollectives
+from mpi_parallel.device.places import MakeCollectives
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.cuda_probe import probe
 from mpi_parallel.nn.store import TAIL, ParameterStore

@@ -27,6 +27,7 @@ from mpi_parallel.data_parallel.loader import Batch
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import Array
 from mpi_parallel.device.interface import BEGUN, GOOD, HELD, LOSS_SCALE, PACE, SCALE, TAKEN, Schedule
+from mpi_parallel.device.places import BATCHES_AT_HAND
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.precision import PATIENCE
 from mpi_parallel.nn.store import SAVE, STOP, TAIL
@@ -38,6 +39,7 @@ from mpi_parallel.training.log import logger
 NOT_CAPTURED = "no CUDA graphs: not all products are by cublasLt, and those of CuPy cannot be captured"
 
 AHEAD = 2  # steps that may be under way when another is begun: a pause of the host is then none of the device
+assert AHEAD < BATCHES_AT_HAND  # nor are rows overwritten that a step under way, or one that is begun anew, looks at
 
 Work = Callable[[], None]
 
@@ -101,6 +103,7 @@ class CapturedSteps(Steps):
 
     def begin(self, batch: Batch, number: int, stop: bool = False, save: bool = False) -> None:
         self._let_go()
+        self.engine.bring(batch)
         self._begin(batch, number, stop, save)
 
     def end(self) -> Totals:
@@ -178,7 +181,7 @@ class CapturedSteps(Steps):
 
     def _front(self, shape: Shape) -> None:
         self.store.device.kernels.deal(*self._order, self.cursor, shape.index, shape.keys)
-        self.engine.run(Batch(shape.index, shape.keys), self.merger.ready, self.merger.collect)
+        self.engine.compute(Batch(shape.index, shape.keys), self.merger.ready, self.merger.collect)
         if self.merger.comm.size > 1:  # else the host knows
             self.device.put(self._asked, self.store.tail[STOP : SAVE + 1])
         self.merger.send()

@@ -42,6 +42,4 @@ def why_not(engine: Engine, merger: StepMerger, optimizer: Optimizer, grouped: b
         return f"--merge {merger.name} leaves the sums to MPI"
     if isinstance(optimizer, LAMB) and merger.owned != slice(0, engine.store.size):
         return "lamb sums norms over the ranks that own shares of a layer"
-    if not engine.rows.steady:
-        return "the host streams the rows, or no kernel reads the type that they have in the file"
     return None

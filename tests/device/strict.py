@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device.expressions import Expressions
+from mpi_parallel.device.places import BATCHES_AT_HAND
 
 UFUNC = ("out", "dtype", "casting")
 FUNCTIONS = {
@@ -225,6 +226,29 @@ def _function(name: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
     return function
 
 
+class Landing:
+    """A device.places.Landing, filled by launches."""
+
+    def __init__(self, most: int, features: int, dtype: Any) -> None:
+        self.landed, self.room = 0, BATCHES_AT_HAND * most
+        self.images = StrictArray(np.zeros((self.room, features), dtype))
+        self.labels = StrictArray(np.zeros(self.room, np.int32))
+
+    def bring(self, count: int, taken: Any) -> None:
+        first = self.landed
+        for images, labels, chosen in taken:
+            places = np.arange(self.landed, self.landed + len(chosen)) % self.room
+            self._launch(places, images[chosen], labels[chosen])
+            self.landed += len(chosen)
+        assert self.landed == first + count
+
+    def _launch(self, places: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
+        def work() -> None:
+            inside(self.images)[places], inside(self.labels)[places] = images, labels
+
+        STREAM.launch("land", work)
+
+
 class Strict:
     """A Device of such arrays."""
 
@@ -248,8 +272,8 @@ class Strict:
         self.crossings["to_host"] += 1
         return array._values.copy()
 
-    def upload(self, rows: np.ndarray, chosen: np.ndarray) -> Any:
-        return self.to_device(rows[chosen])
+    def landing(self, most: int, features: int, dtype: Any) -> Any:
+        return Landing(most, features, dtype)
 
     def refill(self, array: Any, values: np.ndarray) -> None:
         assert isinstance(array, StrictArray)

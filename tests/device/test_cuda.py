@@ -7,7 +7,7 @@ import pytest
 
 from mpi_parallel.config.learning import OptimizerOptions
 from mpi_parallel.device import Host, cublaslt, cuda, open_device
-from mpi_parallel.device.cuda import IN_FLIGHT, Cuda
+from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_choice import explain, gpu_map
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import InputError
@@ -177,21 +177,32 @@ class TestMemory:
             gpu.synchronize()
             np.testing.assert_array_equal(back, here)
 
-    def test_rows_are_uploaded_in_turn_through_memory_that_is_used_again(self, gpu):
-        rows = np.arange(40, dtype=np.uint8).reshape(10, 4)
-        uploaded = [gpu.upload(rows, np.array(chosen)) for chosen in ([9, 0], [1], [2, 3])]
-        assert [values(array).tolist() for array in uploaded] == [
-            rows[[9, 0]].tolist(),
-            [rows[1].tolist()],
-            rows[2:4].tolist(),
-        ]
+    @pytest.mark.parametrize("late", [False, True])
+    def test_rows_land_in_turn_in_memory_that_is_used_again(self, monkeypatch, late):
+        """Behind the work that looks at what they overwrite, and by way of memory that they have left before."""
+        gpu = opened(monkeypatch, installed(monkeypatch, late=late))
+        images, labels = np.arange(80, dtype=np.uint8).reshape(20, 4), np.arange(20, dtype=np.int32)
+        landing, seen, found = gpu.landing(3, 4, np.dtype(np.uint8)), [], []
         gpu.xp.events.clear()
-        for _ in range(2 * IN_FLIGHT):
-            gpu.upload(rows, np.array([4]))
-        assert [event for event in gpu.xp.events if event[0] == "allocate"] == []
+        for chosen in ([9, 0], [1], [], [2, 3, 4], [5, 6], [7, 8, 19], [10], [11, 12, 13], [14, 15], [16, 17, 18]):
+            first, chosen = landing.landed, np.array(chosen, np.int64)
+            halves = chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :]
+            landing.bring(len(chosen), [(images, labels, half) for half in halves])
+            places = np.arange(first, landing.landed) % landing.room
+            look = lambda places=places: found.append((values(landing.images)[places], values(landing.labels)[places]))  # noqa: E731
+            gpu.xp.do(("launch", "look"), look)
+            seen.append(chosen)
+        assert not [event for event in gpu.xp.events if event[0] == "allocate"]
+        gpu.synchronize()
+        for (rows, numbers), chosen in zip(found, seen, strict=True):
+            np.testing.assert_array_equal(rows, images[chosen])
+            np.testing.assert_array_equal(numbers, chosen)
 
-    def test_nothing_is_uploaded_for_no_rows(self, gpu):
-        assert gpu.upload(np.zeros((5, 3), np.uint8), np.zeros(0, np.int64)).shape == (0, 3)
+    def test_nothing_lands_of_no_columns(self, gpu):
+        landing = gpu.landing(2, 0, np.dtype(np.uint8))
+        landing.bring(2, [(np.zeros((5, 0), np.uint8), np.arange(5, dtype=np.int32), np.array([3, 1]))])
+        gpu.synchronize()
+        assert (values(landing.labels)[:2].tolist(), landing.images.shape) == ([3, 1], (6, 0))
 
 
 class TestPrecisions:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mpi_parallel.config.learning import OptimizerOptions
+from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.device import Host
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import Schedule
@@ -111,11 +112,12 @@ def test_the_order_of_a_step_and_nothing_allocated_in_it(path, monkeypatch):
     assert device.log[-3:] == [f"replay {len(captured)}", "mark 3", "wait 3"]
 
 
+@pytest.mark.parametrize("holding", ["resident", "streaming"])
 @pytest.mark.parametrize("graphs", [True, False])
-def test_the_host_launches_marks_and_waits_for_a_step_before(path, monkeypatch, graphs):
-    """All that it does for a step with a graph: it copies nothing, and the device has two more to do meanwhile."""
+def test_the_host_launches_marks_and_waits_for_a_step_before(path, monkeypatch, graphs, holding):
+    """All that it does for a step with a graph: it copies nothing but rows, and the device has two more to do."""
     device = Recording(monkeypatch)
-    run = assemble(path, ALONE, device=device, **{**BASE, "batch_size": 5})
+    run = assemble(path, ALONE, device=device, budget=Budget(holding=holding), **{**BASE, "batch_size": 5})
     steps = CapturedSteps(run.engine, run.merger, run.optimizer, Schedule(0.01, False, 0, 40), graphs)
 
     def before(number):
@@ -127,7 +129,10 @@ def test_the_host_launches_marks_and_waits_for_a_step_before(path, monkeypatch, 
     assert len(logs) == 12
     for number, log in enumerate(logs[3:-2], 4 + AHEAD):
         assert log[-2:] == [f"mark {number}", f"wait {number - AHEAD}"]
-        assert [entry.split()[0] for entry in log[:-2]] == (["replay"] if graphs else ["launch"] * len(log[:-2]))
+        told = [entry for entry in log[:-2] if entry != "launch land"]
+        assert (told != log[:-2]) == (holding == "streaming")
+        assert [entry.split()[0] for entry in told] == (["replay"] if graphs else ["launch"] * len(told))
+    run.training.rows.close()
 
 
 def test_what_is_asked_for_does_not_reach_steps_that_are_under_way(path, monkeypatch):

@@ -72,23 +72,46 @@ def test_images_that_change_with_the_epoch_are_replayed(train, gpu, holding):
         cupy = gpu(True)
         status, events = train(*options, *more, name=name)
         assert status == 0
-        assert any(event[0] == "replay" for event in cupy.events) == (name != "eager" and holding == "resident")
+        assert any(event[0] == "replay" for event in cupy.events) == (name != "eager")
         ends.append((told(events), events[-1]["weights_sha256"]))
     assert ends[0] == ends[1] != ends[2]
 
 
-@pytest.mark.parametrize(("dtype", "graphs"), [("i4", False), ("f2", False), ("i2", True), ("f8", True)])
-def test_images_of_every_type_are_trained_on(train, gpu, dtype, graphs):
-    """Those that no kernel reads pass through arrays of their own, so call by call."""
+def losses(events):
+    return [event["train_loss"] for event in events if event["event"] == "epoch"] + [events[-1]["test_loss"]]
+
+
+@pytest.mark.parametrize("options", [("--batch-size", 7, "--micro-batch", 3), ("--batch-size", 60), ()], ids=str)
+def test_rows_that_stream_are_replayed_as_those_that_stay(train, gpu, options):
+    """Through a ring that is used again and again, also by validation and test, with batches of many lengths."""
+    options = (*options, "--holding", "streaming", "--shards", 7, "--window", "1K", "--dropout", 0.2, "--epochs", 4)
+    ends = []
+    for late, more in [(True, ()), (False, ()), (True, ("--no-graphs",))]:
+        cupy = gpu(late)
+        status, events = train(*options, *more, name=f"{late}-{len(more)}")
+        assert status == 0
+        assert any(event[0] == "replay" for event in cupy.events) == (not more)
+        ends.append((told(events), events[-1]["weights_sha256"]))
+    assert ends[1:] == ends[:1] * 2
+    _, cores = train.runs("--device", "cpu", *options, name="cores")
+    assert losses(cores) == pytest.approx(losses(events), rel=1e-3)
+
+
+@pytest.mark.parametrize("holding", ["resident", "streaming"])
+@pytest.mark.parametrize("dtype", ["i4", "f2", "i2"])
+def test_images_of_every_type_are_replayed(train, gpu, dtype, holding):
+    """Those that no kernel reads are kept as float32."""
     with h5py.File(train.runs.data, "a") as file:
         for split in ("train", "validation", "test"):
             images = file[f"{split}/images"][:]
             del file[f"{split}/images"]
             file[f"{split}/images"] = images.astype(dtype)
     cupy = gpu(True)
-    status, _ = train("--flip")
+    status, events = train("--flip", "--holding", holding)
     assert status == 0
-    assert any(event[0] == "replay" for event in cupy.events) == graphs
+    assert any(event[0] == "replay" for event in cupy.events)
+    _, cores = train.runs("--device", "cpu", "--flip", "--holding", holding, name="cores")
+    assert losses(cores) == pytest.approx(losses(events), rel=1e-3)
 
 
 @pytest.mark.parametrize("merge", ["exact", "sharded"])
@@ -156,16 +179,21 @@ def test_a_checkpoint_that_is_due_holds_the_state_of_the_step_it_names(train, gp
 
 
 @pytest.mark.parametrize(("allowed", "precision"), [(0, "float32"), (1, "bfloat16"), (9, "float16")])
-def test_bad_steps_are_counted_and_looked_into_as_where_nothing_runs_ahead(train, gpu, monkeypatch, allowed, precision):
+@pytest.mark.parametrize("holding", ["resident", "streaming"])
+def test_bad_steps_are_counted_and_looked_into_as_where_nothing_runs_ahead(
+    train, gpu, monkeypatch, allowed, precision, holding
+):
     ends = []
     for ahead in (0, AHEAD):
         monkeypatch.setattr("mpi_parallel.training.pacing.AHEAD", ahead)
         gpu(True)
         spoil(write_image_set(train.runs.data, 60, 12, 20), 17)
-        status, events = train("--precision", precision, "--max-bad-steps", allowed, name=f"run-{ahead}")
+        status, events = train(
+            "--precision", precision, "--max-bad-steps", allowed, "--holding", holding, name=f"run-{ahead}"
+        )
         bad = [(event["step"], event["places"]) for event in events if event["event"] == "bad-step"]
         ends.append((status, bad, told(events), events[-1]["step"], events[-1]["weights_sha256"]))
-        for text in ("row 17 of", "whose standardised pixels are not finite"):
+        for text in ("row 17 of", "whose standardised pixels are not finite")[: 2 * (holding == "resident")]:
             assert all(text in places[0] for _, places in bad)
     assert ends[0] == ends[1]
     assert len(ends[0][1]) == min(allowed + 1, 3)
