@@ -329,7 +329,7 @@ class TestErrors:
         training = TrainingRows(data, 4, 0, ALONE, Host(), Budget(holding="streaming", window=400))
         path.unlink()
         with pytest.raises(InputError, match="no such file"):
-            list(training.rows.pieces(next(islice(training.epoch(0, 10), 1)).index))
+            training.rows.labels_of(Workspace(Host()), next(islice(training.epoch(0, 10), 1)).index)
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
