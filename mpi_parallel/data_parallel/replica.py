@@ -38,7 +38,10 @@ class Replica:
     def compute(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
         """The same of rows that are at hand: all of it is work of the device, which can do it again by itself."""
         self.store.narrow()
-        for group in batch.groups():
+        groups = list(batch.groups())
+        if not groups:  # the tail holds what all ranks were told of the step before
+            self.store.zero_grad()
+        for group in groups:
             self.store.zero_grad()
             parts = list(group.parts(self.micro_batch))
             for number, part in enumerate(parts):

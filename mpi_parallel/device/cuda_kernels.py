@@ -157,8 +157,9 @@ class CudaKernels(Expressions):
     def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None:
         base, cosine, *rest = schedule
         rows, width = map(np.int32, told.shape)
+        terms = np.int32(0 if squares is None else squares.size)
         self._launch(
-            "advance", 1, (32,), pace, tail, np.int32(len(tail) - 1), NULL if squares is None else squares,
+            "advance", 1, (32,), pace, tail, np.int32(len(tail) - 1), NULL if squares is None else squares, terms,
             np.float64(base), np.int32(cosine), *map(np.float64, rest), np.uint64(told.ctypes.data), rows, width,
         )  # fmt: skip
 

@@ -42,7 +42,7 @@ class RuleExpressions:
         bad += (a * 0).sum()
 
     def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None:
-        """The pace of the step with this merged tail (nn/store.py) and sum of squared gradients.
+        """The pace of the step with this merged tail (nn/store.py) and squared gradients, to be added up in order.
 
         One that is not finite gets the scale NaN, counts as begun but not as taken, and halves the loss's factor; where
         that is not to blame, steps behind it get NaN and count as nothing. `told` (T, tail and pace) float64 is pinned
@@ -53,10 +53,14 @@ class RuleExpressions:
         if p[HELD]:
             pace[SCALE] = math.nan
             return
-        finite = math.isfinite(loss + bad) and (squares is None or math.isfinite(float(squares[0])))
+        square = 0.0
+        if squares is not None:
+            for k in range(len(squares)):
+                square += float(squares[k])
+        finite = math.isfinite(loss + bad + square)
         mean = 1 / (max(1.0, count) * p[LOSS_SCALE])
         if schedule.clip and squares is not None and finite:
-            mean *= min(1.0, schedule.clip / max(math.sqrt(float(squares[0])) * mean, 1e-30))
+            mean *= min(1.0, schedule.clip / max(math.sqrt(square) * mean, 1e-30))
         rate = rate_of(p[BEGUN], schedule)
         t = p[TAKEN] + finite
         root = math.sqrt(1 - schedule.beta2 ** max(1.0, t))

@@ -22,13 +22,13 @@ from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
 from mpi_parallel.result_merging.pinned import Pinned
+from mpi_parallel.result_merging.relay import Relay
 
 
 class Nccl(Merger):
     """The GPUs sum everything among themselves."""
 
     name = "nccl"
-    relays = True
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Raises InputError, on all ranks alike, where the ranks have no GPU each or no NCCL."""
@@ -42,10 +42,13 @@ class Nccl(Merger):
         self.gpus = make(comm.size, comm.rank, agree)
 
     def merge(self) -> Totals:
-        self.send()
+        self._sum()
         return Totals.of(self.store.device.to_host(self.store.tail))
 
-    def send(self) -> None:
+    def relay(self) -> Relay:
+        return Relay(self._sum)
+
+    def _sum(self) -> None:
         self.gpus.sum(self.store.merged)
 
 
@@ -67,7 +70,7 @@ class NcclSharded(Nccl):
         start = min(comm.rank * share, store.size)
         self.owned = slice(start, min(start + share, store.size))
 
-    def send(self) -> None:
+    def _sum(self) -> None:
         """My share of the gradients, in its place, and everyone's tail; what the shares hold beyond counts nowhere."""
         self.gpus.sum_shares(self._merged[: self.padded], self._share)
         self.store.gradients[self.owned] = self._share[: self.owned.stop - self.owned.start]
@@ -79,8 +82,8 @@ class NcclSharded(Nccl):
     def total(self, sums: NDArray[np.float64]) -> None:
         self.comm.on_host().sum(sums)
 
-    def total_on_device(self, sums: Array) -> None:
-        self.gpus.sum(sums)
+    def relay_squares(self, squares: Array) -> Relay:
+        return super().relay_squares(squares)._replace(receive=lambda: self.gpus.sum(squares))
 
     def publish(self) -> None:
         self.gpus.gather_shares(self._weights)
@@ -90,7 +93,6 @@ class Aware(Merger):
     """MPI itself reads and writes the GPUs' memory."""
 
     name = "aware"
-    relays = exchanges = True
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Raises InputError, on all ranks alike, where a trial message between arrays of a GPU does not arrive."""
@@ -103,11 +105,13 @@ class Aware(Merger):
             raise InputError(f"--merge aware needs an MPI that takes arrays of a GPU: {told}; choose --merge auto")
 
     def merge(self) -> Totals:
-        self.store.device.synchronize()
-        self.exchange()
+        self.relay().run(self.store.device)
         return Totals.of(self.store.device.to_host(self.store.tail))
 
-    def exchange(self) -> None:
+    def relay(self) -> Relay:
+        return Relay(exchange=self._exchange)
+
+    def _exchange(self) -> None:
         """One blocking Allreduce; the device has nothing else to do meanwhile."""
         self.comm.sum_there(self.store.merged)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.mpi.process_grid import ProcessGrid
 from mpi_parallel.nn.store import Parameter
-from mpi_parallel.result_merging.merger import Merger
+from mpi_parallel.result_merging.merger import Merger, in_order
 from mpi_parallel.result_merging.metrics import Totals
 
 
@@ -45,13 +45,13 @@ class Across(Merger):
 
     def norm(self) -> float:
         """From the squares of all parts; each weight is in one of them."""
-        return math.sqrt(math.fsum(self.squares()))
+        return math.sqrt(in_order(self.squares()))
 
     def squares(self) -> list[float]:
-        """Those of all ranks of the model."""
+        """Those of all ranks of the model, the last stage's first: in the order of the store of a whole network."""
         mine = self.merger.squares()
         self._terms[: len(mine)] = mine
-        terms: list[float] = self.model.gather(self._terms).ravel().tolist()
+        terms: list[float] = self.model.gather(self._terms)[::-1].ravel().tolist()
         return terms
 
     def total(self, sums: NDArray[np.float64]) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 from mpi_parallel.device import Array
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import TAIL, ParameterStore
-from mpi_parallel.result_merging.merger import Merger
+from mpi_parallel.result_merging.merger import Merger, in_order
 from mpi_parallel.result_merging.metrics import Totals
+from mpi_parallel.result_merging.relay import Mirror, Relay, nothing
 from mpi_parallel.result_merging.tree import Collector, Forest
 
 
@@ -34,82 +35,143 @@ class Canonical(Merger):
         self.collector.collect()
 
     def norm(self) -> float:
-        """Of the same terms wherever the parameters are, in a sum that is rounded once (fsum)."""
-        return math.sqrt(math.fsum(self.squares()))
+        """Of the same terms in the same order wherever the parameters are."""
+        return math.sqrt(in_order(self.squares()))
 
     def squares(self) -> list[float]:
         """One term a parameter, as rank 0 has it."""
         gradient = self.whole()
-        mine = np.zeros(len(self.store.parameters), np.float64)
+        mine: Array = self.store.device.xp.zeros(len(self.store.parameters), np.float64)
         if self.comm.rank == 0:
-            dot = self.store.device.xp.dot
-            parts = (gradient[parameter.span] for parameter in self.store.parameters.values())
-            mine[:] = [float(dot(part, part)) for part in parts]
-        terms: list[float] = self.comm.gather(mine)[0].tolist()
+            self._square(gradient, mine)
+        terms: list[float] = self.comm.on_host().gather(self.store.device.to_host(mine))[0].tolist()
         return terms
 
     @abstractmethod
     def whole(self) -> Array:
         """The whole summed gradient, on rank 0 at least; all ranks together."""
 
+    def _square(self, gradient: Array, squares: Array) -> None:
+        for number, parameter in enumerate(self.store.parameters.values()):
+            self.store.device.kernels.squares(gradient[parameter.span], squares[number : number + 1])
 
-class Exact(Canonical):
+
+class Relayed(Canonical):
+    """Those that collect in the device's memory and exchange by way of the host's."""
+
+    def __init__(self, store: ParameterStore, comm: Communicator, groups: int) -> None:
+        """`groups` is a power of two; this rank will collect those of its `block`, in their order."""
+        super().__init__(store, comm)
+        self.xp, self.host, self.forest = store.device.xp, comm.on_host(), Forest(groups, comm.size)
+        waiting = self.xp.zeros((self.forest.waiting(comm.rank), len(store.merged)), np.float32)
+        self.collector = Collector(store, self.forest.own[comm.rank], waiting)
+        self._mine = Mirror(store.device, waiting[: self.forest.counts[comm.rank]])
+        self._tail = store.device.pinned((TAIL,), np.float32)
+        self._merging = Relay(self._send, self._exchange, self._receive)
+        if comm.size == 1:  # its one subtree is the tree
+            self._merging = Relay(self.collector.finish, None, self._take)
+
+    def merge(self) -> Totals:
+        self._merging.run(self.store.device)
+        return Totals.of(self.store.device.to_host(self.store.tail))
+
+    def relay(self) -> Relay:
+        return self._merging
+
+    def relay_squares(self, squares: Array) -> Relay:
+        return Relay(nothing, None, lambda: self._square(self.store.gradients, squares))
+
+    def _send(self) -> None:
+        self.collector.finish()
+        self._mine.fetch()
+
+    @abstractmethod
+    def _exchange(self) -> None:
+        """Have all that the tree needs in the host's memory, and in `_tail` its sums."""
+
+    @abstractmethod
+    def _receive(self) -> None:
+        """Finish the tree."""
+
+    def _take(self) -> None:
+        self.store.merged[...] = self.collector.waiting[0]
+
+
+class Exact(Relayed):
     """Every rank gets the whole sum, always of the same additions, and takes the whole optimizer step."""
 
     name = "exact"
 
     def __init__(self, store: ParameterStore, comm: Communicator, groups: int) -> None:
-        """`groups` is a power of two; this rank will collect those of its `block`, in their order."""
-        super().__init__(store, comm)
-        self.xp, self.forest = store.device.xp, Forest(groups, comm.size)
-        waiting = self.xp.zeros((self.forest.waiting(comm.rank), len(store.merged)), np.float32)
-        self.collector = Collector(store, self.forest.own[comm.rank], waiting)
-        self.everyone: Array = self.xp.zeros((self.forest.rows, len(store.merged)), np.float32)
-
-    def merge(self) -> Totals:
-        """Finish the tree on every rank."""
-        forest, size, everyone = self.forest, self.store.size, self.everyone
-        self.collector.finish()
-        mine = self.collector.waiting[: forest.counts[self.comm.rank]]
-        self.comm.gather_rows(mine, forest.counts, everyone)
-        totals = forest.totals(np.array(self.store.device.to_host(everyone[:, size:])))
-        add_up(forest.plan, everyone, self.store.merged, self.xp)
-        return totals
+        super().__init__(store, comm, groups)
+        rows = self.forest.rows if comm.size > 1 else 0
+        self._everyone = Mirror(store.device, self.xp.zeros((rows, len(store.merged)), np.float32))
 
     def whole(self) -> Array:
         return self.store.gradients
 
+    def _exchange(self) -> None:
+        everyone = self._everyone.values
+        self.host.gather_rows(self._mine.values, self.forest.counts, everyone)
+        self._tail[...] = self.forest.tail(everyone[:, self.store.size :])
 
-class ExactShares(Canonical):
+    def _receive(self) -> None:
+        self._everyone.put()
+        add_up(self.forest.plan, self._everyone.array, self.store.merged, self.xp)
+        self.store.device.put(self._tail, self.store.tail)
+
+
+class ExactShares(Relayed):
     """Each rank gets its slice of all subtrees, finishes that and updates it: the state is divided, as in Sharded."""
 
     name = "sharded"
 
     def __init__(self, store: ParameterStore, comm: Communicator, groups: int) -> None:
-        super().__init__(store, comm)
-        self.xp, self.forest, self.owned = store.device.xp, Forest(groups, comm.size), comm.share(store.size)
-        waiting = self.xp.zeros((self.forest.waiting(comm.rank), len(store.merged)), np.float32)
-        self.collector = Collector(store, self.forest.own[comm.rank], waiting)
-        self._theirs: Array = self.xp.zeros((self.forest.rows, self.owned.stop - self.owned.start), np.float32)
-        self._tails: Array = self.xp.zeros((self.forest.rows, TAIL), np.float32)
-
-    def merge(self) -> Totals:
-        """Exchange slices of the subtrees, and finish my own."""
-        forest, size = self.forest, self.store.size
-        self.collector.finish()
-        mine = self.collector.waiting[: forest.counts[self.comm.rank]]
-        self.comm.exchange_columns(mine[:, :size], forest.counts, self._theirs)
-        self.comm.gather_rows(self.xp.ascontiguousarray(mine[:, size:]), forest.counts, self._tails)
-        add_up(forest.plan, self._theirs, self.store.gradients[self.owned], self.xp)
-        return forest.totals(np.array(self.store.device.to_host(self._tails)))
+        super().__init__(store, comm, groups)
+        self.owned = comm.share(store.size)
+        width = self.owned.stop - self.owned.start if comm.size > 1 else 0
+        self._theirs = Mirror(store.device, self.xp.zeros((self.forest.rows, width), np.float32))
+        self._tails = np.zeros((self.forest.rows, TAIL), np.float32)
+        self._gradients, self._weights = self._shares_of(store.gradients), self._shares_of(store.weights)
 
     def whole(self) -> Array:
-        self.comm.gather_shares(self.store.gradients)
+        self._gradients.run(self.store.device)
         return self.store.gradients
 
     def publish(self) -> None:
         """Every rank gets the slices that the others have updated."""
-        self.comm.gather_shares(self.store.weights)
+        self._weights.run(self.store.device)
+
+    def relay_squares(self, squares: Array) -> Relay:
+        """Every rank gets the slices of the sum that the others have finished."""
+        send, exchange, receive = self._gradients
+
+        def square() -> None:
+            receive()
+            self._square(self.store.gradients, squares)
+
+        return Relay(send, exchange, square)
+
+    def relay_weights(self) -> Relay:
+        return self._weights
+
+    def _shares_of(self, array: Array) -> Relay:
+        """How all ranks get what each has in its slice of the array."""
+        if self.comm.size == 1:
+            return Relay()
+        mirror = Mirror(self.store.device, array)
+        return Relay(lambda: mirror.fetch(self.owned), lambda: self.host.gather_shares(mirror.values), mirror.put)
+
+    def _exchange(self) -> None:
+        mine, counts, size = self._mine.values, self.forest.counts, self.store.size
+        self.host.exchange_columns(mine[:, :size], counts, self._theirs.values)
+        self.host.gather_rows(np.ascontiguousarray(mine[:, size:]), counts, self._tails)
+        self._tail[...] = self.forest.tail(self._tails)
+
+    def _receive(self) -> None:
+        self._theirs.put()
+        add_up(self.forest.plan, self._theirs.array, self.store.gradients[self.owned], self.xp)
+        self.store.device.put(self._tail, self.store.tail)
 
 
 def add_up(plan: list[tuple[int, int]], rows: Array, out: Array, xp: Any) -> None:

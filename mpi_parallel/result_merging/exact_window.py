@@ -79,7 +79,7 @@ class ExactWindow(OnNode, Canonical):
             self.tails[...] = tails[self._rows]
         self.store.terms = self.rows[:1, :size]
         self.window.meet()
-        return self.forest.totals(np.array(self.tails))
+        return self.forest.totals(self.tails)
 
     def _hear_of(self, numbers: list[int]) -> None:
         """Find out where the rows of the forest will be: in the window, or node by node behind an exchange."""

@@ -6,6 +6,7 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
+from mpi_parallel.result_merging.relay import Relay
 from mpi_parallel.result_merging.wire import Wire
 
 
@@ -18,7 +19,9 @@ class Flat(Merger):
         """Gradients travel as numbers of the format `wire`, the tail in float32."""
         super().__init__(store, comm)
         self.wire = Wire(comm, store.size, wire)
-        self.relays = comm.size == 1  # one rank has nothing to send
+
+    def relay(self) -> Relay | None:
+        return Relay() if self.comm.size == 1 else None
 
     def merge(self) -> Totals:
         """Sum gradients and tail over the ranks."""

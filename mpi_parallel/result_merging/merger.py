@@ -13,6 +13,7 @@ from mpi_parallel.device import Array
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
+from mpi_parallel.result_merging.relay import Relay
 
 
 class Merger(ABC):
@@ -24,10 +25,6 @@ class Merger(ABC):
     """
 
     name: str  # as --merge has it
-    # Whether `send`, the host's `exchange` if there is one, and `receive` do what `merge` does: then a device can take
-    # all of a step by itself up to the exchange, and all of it from there on (training/captured.py).
-    relays = False
-    exchanges = False
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Of the store, which is alike on all ranks of `comm`."""
@@ -49,14 +46,21 @@ class Merger(ABC):
     def merge(self) -> Totals:
         """Everyone's gradient (summed over rows, in the owned slice at least), count, loss and flags."""
 
-    def send(self) -> None:  # noqa: B027, one rank has nothing to send
-        """Have the device give away gradients and tail, without waiting for it."""
+    def relay(self) -> Relay | None:
+        """How device and host do what `merge` does in turn; None where they cannot."""
+        return None
 
-    def exchange(self) -> None:  # noqa: B027, nor to wait for
-        """What the host does once the device is done with all it was given."""
+    def relay_squares(self, squares: Array) -> Relay:
+        """Of who relays: how the square of `norm` becomes the sum of these, (parameters,) float64 on the device."""
 
-    def receive(self) -> None:  # noqa: B027, nor to receive
-        """Have the device take the sums, without waiting for it."""
+        def square() -> None:
+            self.store.device.kernels.squares(self.store.gradients[self.owned], squares[:1])
+
+        return Relay(square)
+
+    def relay_weights(self) -> Relay:
+        """Of who relays: how they do what `publish` does."""
+        return Relay(self.publish)
 
     def norm(self) -> float:
         """Euclidean norm of the whole summed gradient; call it between merge and the optimizer's step.
@@ -75,9 +79,6 @@ class Merger(ABC):
         if self.owned != slice(0, self.store.size):
             self.comm.on_host().sum(sums)
 
-    def total_on_device(self, sums: Array) -> None:  # noqa: B027, who owns everything has all of the sum
-        """`total` of an array of the device, without waiting for it; of mergers that relay."""
-
     def publish(self) -> None:  # noqa: B027, where every rank takes the whole step there is nothing to do
         """Everyone's weights, after the owners have updated theirs."""
 
@@ -92,3 +93,8 @@ class Merger(ABC):
         """The sum of squares of a slice of the gradient."""
         part = self.store.gradients[span]
         return float(self.store.device.xp.dot(part, part))
+
+
+def in_order(terms: Sequence[float]) -> float:
+    """Their sum, added up one after the other, as `Kernels.advance` does."""
+    return float(np.add.accumulate([0.0, *terms])[-1])

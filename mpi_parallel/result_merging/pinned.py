@@ -20,13 +20,13 @@ from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
+from mpi_parallel.result_merging.relay import Relay
 
 
 class Pinned(Merger):
     """One copy each way; the sum is the host's."""
 
     name = "pinned"
-    relays = exchanges = True
 
     def __init__(self, store: ParameterStore, comm: Communicator, node: Communicator | None = None) -> None:
         """With a window of `node`, the ranks of `comm` that share memory with this one.
@@ -55,17 +55,16 @@ class Pinned(Merger):
         self._kernels = best_kernels()
 
     def merge(self) -> Totals:
-        """The three parts, one after the other."""
-        self.send()
-        self.store.device.mark()()
-        self.exchange()
-        self.receive()
+        self.relay().run(self.store.device)
         return Totals.of(self._sum[self.store.size :].copy())
 
-    def send(self) -> None:
+    def relay(self) -> Relay:
+        return Relay(self._send, self._exchange, self._receive)
+
+    def _send(self) -> None:
         self.store.device.fetch(self.store.merged, self._slots[self.node.rank])
 
-    def exchange(self) -> None:
+    def _exchange(self) -> None:
         """Sum my share once all slots are there; wait until all shares are. Nobody looks at slots behind the second."""
         self.window.meet()
         self._kernels.sum_slots(self._sum[self.own], self._slots[:, self.own])
@@ -73,7 +72,7 @@ class Pinned(Merger):
             self.across.sum(self._sum[self.own])
         self.window.meet()
 
-    def receive(self) -> None:
+    def _receive(self) -> None:
         self.store.device.put(self._sum, self.store.merged)
 
     def close(self) -> None:

@@ -37,12 +37,18 @@ class Forest:
         return deepest(self.own[rank])
 
     def totals(self, tails: Array) -> Totals:
-        """Of the tails (rows, TAIL) on the host, in the order of the tree; what any rank asks for counts."""
+        """Of the tails, as `tail`."""
+        return Totals.of(self.tail(tails))
+
+    def tail(self, tails: Array) -> Array:
+        """The sum (TAIL,) of the tails (rows, TAIL) on the host, by the tree; what any rank asks for counts."""
+        tails = tails.copy()
         asked = tails[self.first, STOP : SAVE + 1].sum(axis=0)
         for to, other in self.plan:
             tails[to] += tails[other]
         tails[self.root, STOP : SAVE + 1] = asked
-        return Totals.of(tails[self.root])
+        summed: Array = tails[self.root]
+        return summed
 
 
 class Collector:

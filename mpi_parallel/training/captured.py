@@ -1,13 +1,17 @@
 """Steps that a device takes at its own pace: captured once for each shape of batch, then replayed as a whole.
 
-    front   deal the batch, gather, forward, backward, send            what train_step has the engine and the merger do
+    device  deal the batch, gather, forward, backward, send            what train_step has the engine and the merger do
     host    exchange                                                   only where ranks merge by way of the host
-    back    receive, norm, advance the pace and tell, optimizer        what it has the merger and the optimizer do
+    device  receive, norm, advance the pace and tell, optimizer        what it has the merger and the optimizer do
 
-Without an exchange the two are one graph. The learning rate, the counts of steps, the scale of the loss and the place
-in the order of samples are in the device's memory, where the device itself carries them on, so a replay needs nothing
-from the host, and the next one is launched before the host has heard of the last (training/ahead.py). What came of a
-step the device writes into a row of the host's memory that is not used again before it was read.
+Without an exchange the two are one graph; a merger that divides the update cuts a step once more where the host passes
+weights on. With groups of rows (--reproducible) all of a rank's groups are in the first. Rows that stream are brought
+to where the device finds them before a step is begun.
+
+The learning rate, the counts of steps, the scale of the loss and the place in the order of samples are in the device's
+memory, where the device itself carries them on, so a replay needs nothing from the host, and the next one is launched
+before the host has heard of the last (training/ahead.py). What came of a step the device writes into a row of the
+host's memory that is not used again before it was read.
 
 A step is captured when one of its shape has found all its memory in the workspace; until then, and with --no-graphs
 always, the same calls are made one by one.
@@ -17,8 +21,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +39,7 @@ from mpi_parallel.nn.precision import PATIENCE
 from mpi_parallel.nn.store import SAVE, STOP, TAIL
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
+from mpi_parallel.result_merging.relay import Relay, Work
 from mpi_parallel.training.ahead import Steps
 from mpi_parallel.training.log import logger
 
@@ -41,15 +48,12 @@ NOT_CAPTURED = "no CUDA graphs: not all products are by cublasLt, and those of C
 AHEAD = 2  # steps that may be under way when another is begun: a pause of the host is then none of the device
 assert AHEAD < BATCHES_AT_HAND  # nor are rows overwritten that a step under way, or one that is begun anew, looks at
 
-Work = Callable[[], None]
-
 
 @dataclass
 class Shape:
-    """Batches of so many rows: where they are dealt to, and what is done with them."""
+    """Batches of so many rows in such groups: where they are dealt to, and what is done with them."""
 
-    index: Array
-    keys: Array
+    batch: Batch
     eager: list[Work] = field(default_factory=list)
     captured: list[Work] | None = None
     memory: Array | None = None  # what the graphs compute in, which they must outlive
@@ -89,7 +93,9 @@ class CapturedSteps(Steps):
         pace[[LOSS_SCALE, GOOD, TAKEN, BEGUN]] = self.scale.value, self.scale.good, optimizer.steps, begun
         self.pace: Array = self.device.to_device(pace)
         self.scale.on_device = self.pace[LOSS_SCALE : LOSS_SCALE + 1]
-        self.squares: Array | None = xp.zeros(1, np.float64) if schedule.clip else None
+        self.squares: Array | None = xp.zeros(len(store.parameters), np.float64) if schedule.clip else None
+        self._relays = self._in_turn()
+        self._exchanges = [relay.exchange for relay in self._relays if relay.exchange is not None]
         self.cursor: Array = xp.zeros(1, np.int64)
         self._order: tuple[Array, Array] = xp.zeros(0, np.int64), xp.zeros(0, np.uint32)
         self._source: object = None  # what the order is a copy of
@@ -99,7 +105,7 @@ class CapturedSteps(Steps):
         self._told = self.device.pinned((ahead + 1, TAIL + PACE), np.float64)
         self._under_way: deque[Begun] = deque()
         self._held: list[Begun] | None = None  # steps that were begun behind one that went bad, and not taken
-        self._shapes: dict[int, Shape] = {}
+        self._shapes: dict[tuple[int, ...], Shape] = {}
 
     def begin(self, batch: Batch, number: int, stop: bool = False, save: bool = False) -> None:
         self._let_go()
@@ -125,17 +131,17 @@ class CapturedSteps(Steps):
                 self._under_way[-1].wait()  # these steps are still to read what was asked before
             self._asked[:] = self._last = stop, save
         self._follow(batch)
-        shape = self._shapes.get(len(batch.index)) or self._meet(len(batch.index))
+        edges = tuple(batch.edges or (0, len(batch.index)))
+        shape = self._shapes.get(edges) or self._meet(edges, batch.edges is not None)
         clock = self.engine.clock
         clock.enter("compute")
-        first, *rest = self._works(shape)
-        first()
-        for work in rest:
-            self.device.mark()()
-            clock.enter("merge")
-            self.merger.exchange()
-            clock.enter("update")
+        for work, exchange in zip_longest(self._works(shape), self._exchanges):
             work()
+            if exchange is not None:
+                self.device.mark()()
+                clock.enter("merge")
+                exchange()
+                clock.enter("update")
         if shape.captured is None:
             shape.memory = self.engine.workspace.settled
         self._under_way.append(Begun(batch, number, stop, save, self.device.mark()))
@@ -166,35 +172,35 @@ class CapturedSteps(Steps):
             shape.captured = [self.device.capture(work) for work in shape.eager]
         return shape.captured or shape.eager
 
-    def _meet(self, rows: int) -> Shape:
-        xp = self.device.xp
-        shape = self._shapes[rows] = Shape(xp.zeros(rows, np.int64), xp.zeros(rows, np.uint32))
-        if self.merger.exchanges:
-            shape.eager = [lambda: self._front(shape), self._back]
-        else:
-            shape.eager = [lambda: self._whole(shape)]
+    def _meet(self, edges: tuple[int, ...], grouped: bool) -> Shape:
+        xp, rows = self.device.xp, edges[-1]
+        batch = Batch(xp.zeros(rows, np.int64), xp.zeros(rows, np.uint32), edges if grouped else None)
+        shape = self._shapes[edges] = Shape(batch)
+        parts: list[list[Work]] = [[]]
+        for relay in (Relay(partial(self._front, batch)), *self._relays):
+            parts[-1].append(relay.send)
+            if relay.exchange is not None:
+                parts.append([])
+            parts[-1].append(relay.receive)
+        shape.eager = [partial(_one_after_the_other, part) for part in parts]
         return shape
 
-    def _whole(self, shape: Shape) -> None:
-        self._front(shape)
-        self._back()
+    def _in_turn(self) -> list[Relay]:
+        """What follows the gradient: merging, the norm, the update, everyone's weights."""
+        merging, update = self.merger.relay(), Relay(self._update)
+        assert merging is not None
+        norm = [] if self.squares is None else [self.merger.relay_squares(self.squares)]
+        return [merging, *norm, update, self.merger.relay_weights()]
 
-    def _front(self, shape: Shape) -> None:
-        self.store.device.kernels.deal(*self._order, self.cursor, shape.index, shape.keys)
-        self.engine.compute(Batch(shape.index, shape.keys), self.merger.ready, self.merger.collect)
+    def _front(self, batch: Batch) -> None:
+        self.device.kernels.deal(*self._order, self.cursor, batch.index, batch.keys)
+        self.engine.compute(batch, self.merger.ready, self.merger.collect)
         if self.merger.comm.size > 1:  # else the host knows
             self.device.put(self._asked, self.store.tail[STOP : SAVE + 1])
-        self.merger.send()
 
-    def _back(self) -> None:
-        store, kernels = self.store, self.device.kernels
-        self.merger.receive()
-        if self.squares is not None:
-            kernels.squares(store.gradients[self.merger.owned], self.squares)
-            self.merger.total_on_device(self.squares)
-        kernels.advance(self.pace, store.tail, self.squares, self.schedule, self._told)
+    def _update(self) -> None:
+        self.device.kernels.advance(self.pace, self.store.tail, self.squares, self.schedule, self._told)
         self.optimizer.apply(self.merger.owned, self.pace)
-        self.merger.publish()
 
     def _follow(self, batch: Batch) -> None:
         """Have the order that the batch is cut from in memory that stays, and the cursor where the batch begins."""
@@ -224,3 +230,8 @@ class CapturedSteps(Steps):
         assert bool(pace[HELD]) == (not finite and not skipped)
         flags = stop > 0 or step.stop, finite, skipped, save > 0 or step.save
         return Totals(loss, int(correct), int(count), *flags)
+
+
+def _one_after_the_other(works: Iterable[Work]) -> None:
+    for work in works:
+        work()

@@ -21,7 +21,7 @@ def open_steps(
     """Who takes the steps of a run of `total`, of which `begun` are behind: the device, or the host call by call."""
     rule, device = options.optimizer, engine.store.device
     if device.kind != "cpu":
-        reason = why_not(engine, merger, optimizer, options.groups is not None)
+        reason = why_not(engine, merger, optimizer)
         if reason is None:
             assert isinstance(engine, Replica)
             assert isinstance(merger, Merger)
@@ -32,13 +32,11 @@ def open_steps(
     return HostSteps(engine, merger, optimizer, rule, total)
 
 
-def why_not(engine: Engine, merger: StepMerger, optimizer: Optimizer, grouped: bool) -> str | None:
+def why_not(engine: Engine, merger: StepMerger, optimizer: Optimizer) -> str | None:
     """Why a device cannot take the steps at its own pace; None where it can."""
     if not (isinstance(engine, Replica) and isinstance(engine.model, MLP) and isinstance(merger, Merger)):
         return "the model is split over ranks, which talk within a step"
-    if grouped:
-        return "--reproducible keeps groups of rows apart"
-    if not merger.relays:
+    if merger.relay() is None:
         return f"--merge {merger.name} leaves the sums to MPI"
     if isinstance(optimizer, LAMB) and merger.owned != slice(0, engine.store.size):
         return "lamb sums norms over the ranks that own shares of a layer"

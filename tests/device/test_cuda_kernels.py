@@ -344,7 +344,7 @@ def test_the_pace_is_that_of_the_host_step_by_step(kernels, schedule):
     ours[LOSS_SCALE], theirs[LOSS_SCALE] = 8.0, 8.0
     for step in range(24):
         tail = np.array([3.0, 2.0, 20.0, 0.0, 0.0, np.nan if step % 7 == 5 else 0.0], np.float32)
-        squares = np.array([float(step) + 0.25]) if schedule.clip else None
+        squares = np.array([float(step), 0.25, 0.0]) if schedule.clip else None
         if step == 13 and squares is not None:
             squares[:] = np.inf
         PLAIN_KERNELS.advance(theirs, tail, squares, schedule, expected)

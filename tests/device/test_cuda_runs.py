@@ -72,13 +72,17 @@ class TestRuns:
         shown = (path.parent / "run" / "log.txt").read_text()
         assert "ranks 0, 1 share one GPU, Emulated GPU at 0000:00:00.0" in shown
         assert events(path, "start")[0]["device"] == "cuda"
+        assert "no CUDA graphs" not in shown
 
     def test_reproducible_runs_end_with_the_same_weights_on_any_number_of_ranks(self, path):
         common = ("--reproducible", "--groups", "8", "--epochs", "2", "--shift", "1", "--dropout", "0.1")
         digests = set()
-        for ranks, merge, late in ((1, "exact", 0), (2, "sharded", 1), (3, "auto", 0)):
-            done = train(path, ranks, *common, "--merge", merge, "--clip-norm", "0.5", gpus=ranks, late=late)
+        ways = [(1, "exact", 0, "1"), (2, "sharded", 1, "1"), (3, "auto", 0, "1"), (2, "exact", 0, "2")]
+        for ranks, merge, late, pipe in ways:
+            layout = ("--merge", merge, "--pipe", pipe, "--clip-norm", "0.5")
+            done = train(path, ranks, *common, *layout, gpus=ranks, late=late)
             assert done.returncode == 0, done.stderr
+            assert ("no CUDA graphs" in (path.parent / "run" / "log.txt").read_text()) == (pipe == "2")
             (start,), (end,) = events(path, "start"), events(path, "end")
             assert start["device"] == "cuda"
             assert start["config"]["parallel"]["merge"] in ("exact", "sharded")

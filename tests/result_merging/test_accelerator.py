@@ -61,7 +61,7 @@ def train(run, steps):
 
 
 def captured(run, graphs):
-    assert why_not(run.engine, run.merger, run.optimizer, grouped=False) is None
+    assert why_not(run.engine, run.merger, run.optimizer) is None
     schedule = Schedule(RULE.lr, False, RULE.warmup, STEPS, RULE.clip_norm)
     return CapturedSteps(run.engine, run.merger, run.optimizer, schedule, graphs)
 

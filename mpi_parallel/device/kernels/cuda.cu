@@ -324,13 +324,13 @@ KERNEL trust(float *w, float *r, i64 n, const double *squares_2, const double *f
 }
 
 /* The pace of the step with this merged tail, by the first thread; tail and pace go to its row of the host's memory. One block */
-KERNEL advance(double *pace, const float *tail, int last, const double *squares, double base, int cosine, double warmup, double total,
+KERNEL advance(double *pace, const float *tail, int last, const double *squares, int terms, double base, int cosine, double warmup, double total,
                double clip, double beta1, double beta2, double growth, double *told, int rows, int width)
 {
     double *row = told + ((long long)pace[7] % rows) * width;
     int from = pace[8] != 0.0 ? width : threadIdx.x;
     __syncthreads();
-    if (threadIdx.x == 0) mp_advance(pace, tail, last, squares, base, cosine, warmup, total, clip, beta1, beta2, growth);
+    if (threadIdx.x == 0) mp_advance(pace, tail, last, squares, terms, base, cosine, warmup, total, clip, beta1, beta2, growth);
     __syncthreads();
     for (int k = from; k < width; k += blockDim.x) row[k] = k <= last ? (double)tail[k] : pace[k - last - 1];
 }

@@ -189,7 +189,7 @@ FN double mp_rate(double step, double base, int cosine, double warmup, double to
 }
 
 /* The pace of a step: Expressions.advance in device/expressions.py says what, device/interface.py where it stands */
-FN void mp_advance(double *pace, const float *tail, int last, const double *squares, double base, int cosine, double warmup, double total,
+FN void mp_advance(double *pace, const float *tail, int last, const double *squares, int terms, double base, int cosine, double warmup, double total,
                    double clip, double beta1, double beta2, double growth)
 {
     double loss_scale = pace[4], good = pace[5], taken = pace[6], begun = pace[7];
@@ -197,10 +197,11 @@ FN void mp_advance(double *pace, const float *tail, int last, const double *squa
         pace[0] = MP_NAN;
         return;
     }
-    double count = tail[2] > 1.0f ? tail[2] : 1.0, mean = 1.0 / (count * loss_scale);
-    int finite = !mp_not_finite(tail[0] + tail[last]) && (!squares || *squares - *squares == 0.0);
-    if (clip > 0.0 && squares && finite) {
-        double norm = sqrt(*squares) * mean, allowed = clip / (norm > 1e-30 ? norm : 1e-30);
+    double count = tail[2] > 1.0f ? tail[2] : 1.0, mean = 1.0 / (count * loss_scale), square = 0.0;
+    for (int k = 0; k < terms; k++) square += squares[k];
+    int finite = !mp_not_finite(tail[0] + tail[last]) && square - square == 0.0;
+    if (clip > 0.0 && terms && finite) {
+        double norm = sqrt(square) * mean, allowed = clip / (norm > 1e-30 ? norm : 1e-30);
         mean *= allowed < 1.0 ? allowed : 1.0;
     }
     taken += finite;
