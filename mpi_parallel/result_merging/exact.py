@@ -17,7 +17,7 @@ from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import TAIL, ParameterStore
 from mpi_parallel.result_merging.merger import Merger, in_order
 from mpi_parallel.result_merging.metrics import Totals
-from mpi_parallel.result_merging.relay import Mirror, Relay, nothing
+from mpi_parallel.result_merging.relay import Mirror, Relay, nothing, shares_of
 from mpi_parallel.result_merging.tree import Collector, Forest
 
 
@@ -132,7 +132,8 @@ class ExactShares(Relayed):
         width = self.owned.stop - self.owned.start if comm.size > 1 else 0
         self._theirs = Mirror(store.device, self.xp.zeros((self.forest.rows, width), np.float32))
         self._tails = np.zeros((self.forest.rows, TAIL), np.float32)
-        self._gradients, self._weights = self._shares_of(store.gradients), self._shares_of(store.weights)
+        both = store.gradients, store.weights
+        self._gradients, self._weights = (shares_of(array, self.owned, store.device, self.host) for array in both)
 
     def whole(self) -> Array:
         self._gradients.run(self.store.device)
@@ -154,13 +155,6 @@ class ExactShares(Relayed):
 
     def relay_weights(self) -> Relay:
         return self._weights
-
-    def _shares_of(self, array: Array) -> Relay:
-        """How all ranks get what each has in its slice of the array."""
-        if self.comm.size == 1:
-            return Relay()
-        mirror = Mirror(self.store.device, array)
-        return Relay(lambda: mirror.fetch(self.owned), lambda: self.host.gather_shares(mirror.values), mirror.put)
 
     def _exchange(self) -> None:
         mine, counts, size = self._mine.values, self.forest.counts, self.store.size

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mpi_parallel.device import Array, Device
+from mpi_parallel.mpi.communicator import Communicator
 
 Work = Callable[[], None]
 ALL = slice(None)
@@ -50,7 +51,15 @@ class Mirror:
         if self.there:
             self.device.fetch(self.array[part], self.values[part])
 
-    def put(self) -> None:
-        """Have the device take it all."""
+    def put(self, part: slice = ALL) -> None:
+        """Have the device take this part."""
         if self.there:
-            self.device.put(self.values, self.array)
+            self.device.put(self.values[part], self.array[part])
+
+
+def shares_of(array: Array, owned: slice, device: Device, host: Communicator) -> Relay:
+    """How all ranks of `host` get what each has in its share of the array, for which `owned` is this one's."""
+    if host.size == 1:
+        return Relay()
+    mirror = Mirror(device, array)
+    return Relay(lambda: mirror.fetch(owned), lambda: host.gather_shares(mirror.values), mirror.put)

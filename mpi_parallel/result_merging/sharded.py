@@ -7,10 +7,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.device import Array
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
+from mpi_parallel.result_merging.relay import Mirror, Relay, shares_of
 
 
 class Sharded(Merger):
@@ -20,15 +22,30 @@ class Sharded(Merger):
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         super().__init__(store, comm)
-        self.owned = comm.share(store.size)
+        self.owned, self.host = comm.share(store.size), comm.on_host()
         self._mine = np.empty(self.owned.stop - self.owned.start, np.float32)  # where MPI puts my slice of the sum
+        self._merged, self._tail = Mirror(store.device, store.merged), slice(store.size, len(store.merged))
+        self._weights = shares_of(store.weights, self.owned, store.device, self.host)
 
     def merge(self) -> Totals:
         """Sum my slice of the gradients, and the tail, over the ranks."""
-        tail = self.comm.begin_sum(self.store.tail)
-        self.comm.sum_shares(self.store.gradients, self._mine)
-        tail.wait()
+        self.relay().run(self.store.device)
         return Totals.of(self.store.device.to_host(self.store.tail))
+
+    def relay(self) -> Relay:
+        return Relay(self._merged.fetch, self._sum, self._take)
+
+    def relay_squares(self, squares: Array) -> Relay:
+        everyones = Mirror(self.store.device, squares)
+
+        def square() -> None:
+            self.store.device.kernels.squares(self.store.gradients[self.owned], squares[:1])
+            everyones.fetch()
+
+        return Relay(square, lambda: self.host.sum(everyones.values), everyones.put)
+
+    def relay_weights(self) -> Relay:
+        return self._weights
 
     def norm(self) -> float:
         """From the squares of all slices."""
@@ -36,8 +53,18 @@ class Sharded(Merger):
 
     def total(self, sums: NDArray[np.float64]) -> None:
         """Over all ranks, also when one owns the whole of a tiny store."""
-        self.comm.on_host().sum(sums)
+        self.host.sum(sums)
 
     def publish(self) -> None:
         """Every rank gets the slices that the others have updated."""
-        self.comm.gather_shares(self.store.weights)
+        self._weights.run(self.store.device)
+
+    def _sum(self) -> None:
+        values = self._merged.values
+        tail = self.host.begin_sum(values[self._tail])
+        self.host.sum_shares(values[: self.store.size], self._mine)
+        tail.wait()
+
+    def _take(self) -> None:
+        self._merged.put(self.owned)
+        self._merged.put(self._tail)

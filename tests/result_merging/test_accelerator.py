@@ -9,6 +9,7 @@ from mpi_parallel.device import Host, open_device
 from mpi_parallel.device.interface import Schedule
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.cuda_probe import Awareness
+from mpi_parallel.mpi.window import SharedWindow
 from mpi_parallel.nn.precision import FORMATS
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
@@ -30,7 +31,7 @@ from tests.samples import spoil, write_image_set
 STEPS = 14
 RULE = OptimizerOptions(lr=0.01, warmup=2, clip_norm=0.3)
 SETTINGS = {"batch_size": 14, "optimizer": "adam", "micro_batch": 4}
-KINDS = [*ACCELERATED, "sharded"]
+KINDS = [*ACCELERATED, "sharded", "flat", "flat in bfloat16", "shares by MPI"]
 
 
 @pytest.fixture
@@ -48,6 +49,14 @@ def device(monkeypatch):
     monkeypatch.setattr(Communicator, "sum_there", sum_there)
     monkeypatch.setattr(accelerator, "probe", lambda: Awareness(True, ""))
     return Recording(monkeypatch, chip=f"chip {MPI.COMM_WORLD.rank}")
+
+
+def assembled(path, device, merge, **settings):
+    """A run on all ranks with one of KINDS."""
+    if merge == "shares by MPI":
+        device._nccl, merge = False, "sharded"
+    name, _, wire = merge.partition(" in ")
+    return assemble(path, world(), device=device, merge=name, wire=wire or "float32", **settings)
 
 
 def train(run, steps):
@@ -78,7 +87,7 @@ def test_ranks_train_as_one_and_replays_as_eager_steps(path, device, merge):
     expected = train(alone, by_the_host(alone))
     weights = {}
     for way in ("replayed", "eager", "host"):
-        run = assemble(path, world(), device=device, merge=merge, precision=precision, **SETTINGS)
+        run = assembled(path, device, merge, precision=precision, **SETTINGS)
         totals = train(run, by_the_host(run) if way == "host" else captured(run, way == "replayed"))
         np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=2e-3)
         assert [(t.count, t.finite) for t in totals] == [(t.count, t.finite) for t in expected]
@@ -103,24 +112,53 @@ def test_the_pinned_window_sums_between_nodes(path, device):
 
 # What the host does for a replayed step on several ranks, of which others are under way: between two halves of a step
 # it waits for the first, and with that for all before; it reads what came of a step when two more have been begun.
+IN_ONE = ["replay", "mark 10", "wait 8"]
+CUT = ["replay", "mark 19", "wait 19", "message", "replay", "mark 20", "wait 16"]
 ORDER = {
-    "nccl": ["replay", "mark 10", "wait 8"],
-    "sharded": ["replay", "mark 10", "wait 8"],
-    "pinned": ["replay", "mark 19", "wait 19", "replay", "mark 20", "wait 16"],
-    "aware": ["replay", "mark 19", "wait 19", "replay", "mark 20", "wait 16"],
-}
+    "nccl": IN_ONE,
+    "sharded": IN_ONE,
+    "pinned": [*CUT[:3], "meet", "meet", *CUT[4:]],
+    "aware": CUT,
+    "flat": CUT,
+    "flat in bfloat16": [*CUT[:3], *["message"] * 3, *CUT[4:]],  # everyone's shares, their sums, and the tails
+    "shares by MPI": [
+        "replay", "mark 37", "wait 37", "message", "message",  # gradients and tails
+        "replay", "mark 38", "wait 38", "message",  # the norm
+        "replay", "mark 39", "wait 39", "message",  # weights
+        "replay", "mark 40", "wait 32",
+    ],
+}  # fmt: skip
+MESSAGES = ("sum", "sum_there", "begin_sum", "sum_shares", "gather_shares", "gather_rows", "exchange_columns")
+
+
+def log_messages(monkeypatch, log):
+    """Have the ranks' messages and meetings in the log of a device, too."""
+
+    def logged(kind, name, entry):
+        verb = getattr(kind, name)
+
+        def called(self, *arguments):
+            log.append(entry)
+            return verb(self, *arguments)
+
+        monkeypatch.setattr(kind, name, called)
+
+    for name in MESSAGES:
+        logged(Communicator, name, "message")
+    logged(SharedWindow, "meet", "meet")
 
 
 @pytest.mark.parallel([2])
 @pytest.mark.parametrize("merge", KINDS)
-def test_the_order_of_a_step(path, device, merge):
-    run = assemble(path, world(), device=device, merge=merge, **{**SETTINGS, "batch_size": 5})
+def test_the_order_of_a_step(path, device, merge, monkeypatch):
+    run = assembled(path, device, merge, **{**SETTINGS, "batch_size": 5})
 
     def before(number):
         device.log.clear()
         return False, False
 
     batches = run.training.epoch(0, 5)
+    log_messages(monkeypatch, device.log)
     for number, _ in enumerate(in_order(captured(run, True), batches, 0, before), AHEAD):
         if number == 9:
             break
@@ -133,7 +171,7 @@ def test_the_order_of_a_step(path, device, merge):
 @pytest.mark.parametrize("merge", KINDS)
 def test_flags_of_one_rank_reach_all_with_the_last_step_that_is_under_way(path, device, merge, late):
     device.stream.late = late
-    run = assemble(path, world(), device=device, merge=merge, **{**SETTINGS, "batch_size": 5})
+    run = assembled(path, device, merge, **{**SETTINGS, "batch_size": 5})
     last = world().rank == world().size - 1
     batches = run.training.epoch(0, 5)
     asked = lambda number: (number == 8 and last, number == 3 and last)  # noqa: E731
@@ -151,7 +189,7 @@ def test_gpus_that_are_late_take_the_same_steps(path, device, merge):
     weights, told = [], []
     for late, ahead in [(True, True), (False, False)]:
         device.stream.late = late
-        run = assemble(path, world(), device=device, merge=merge, **{**SETTINGS, "batch_size": 5, "micro_batch": None})
+        run = assembled(path, device, merge, **{**SETTINGS, "batch_size": 5, "micro_batch": None})
         steps = captured(run, True)
         steps.ahead = min(steps.ahead, AHEAD * ahead)
         with np.errstate(all="ignore"):
