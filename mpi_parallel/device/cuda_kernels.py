@@ -55,7 +55,8 @@ class CudaKernels(Expressions):
         self._functions: dict[str, Any] = {}
         self._ticket = cupy.zeros(1, np.uint32)  # how many blocks are done; every launch leaves it at 0
         self._parts = cupy.zeros(PARTS, np.float64)
-        self._scores = cupy.zeros((2, 0), np.float32)  # loss and hit (int32) of each row
+        # Loss and hit (int32) of each row; graphs go on to use what is too small for others.
+        self._scores = [cupy.zeros((2, 0), np.float32)]
 
     def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
         self._gather(images_NF, index_B, mean, inverse_std, x_BF, NULL, NULL)
@@ -127,13 +128,14 @@ class CudaKernels(Expressions):
 
     def cross_entropy(self, z_BK: Array, t_B: Array, sums: Array) -> None:
         rows, classes = z_BK.shape
-        if self._scores.shape[1] < rows:
-            self._scores = self.xp.zeros((2, rows), np.float32)
+        if self._scores[-1].shape[1] < rows:
+            self._scores.append(self.xp.zeros((2, rows), np.float32))
+        losses, hits = self._scores[-1][0], self._scores[-1][1]
         few = classes <= FEW_CLASSES
         grid, block = (-(-rows // 64), 64) if few else (rows, 128 if classes <= 4096 else 512)
         self._launch(
             f"cross_entropy_of_{'few' if few else 'many'}", min(grid, BLOCKS), (block,), z_BK, t_B,
-            self._scores[0], self._scores[1], np.int64(rows), np.int32(classes), sums, self._ticket,
+            losses, hits, np.int64(rows), np.int32(classes), sums, self._ticket,
         )  # fmt: skip
 
     def narrow(self, a: Array, out: Array, precision: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -264,9 +265,28 @@ class Module:
 
     def get_function(self, name: str) -> Callable[..., None]:
         def kernel(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+            if self.cupy.current.recording is not None:
+                arguments = tuple(Unheld(one) if isinstance(one, StrictArray) else one for one in arguments)
             self.cupy.do(("launch", name), lambda: shim().launch(name, grid, block, arguments))
 
         return kernel
+
+
+class Unheld:
+    """An array in a graph, which has its address and nothing more: somebody else has to keep the memory."""
+
+    nbytes = ndim = None
+
+    def __init__(self, array: StrictArray) -> None:
+        self._address, whole = array.data.ptr, inside(array)
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        self._memory = weakref.ref(whole)
+
+    @property
+    def data(self) -> SimpleNamespace:
+        assert self._memory() is not None, "a graph is replayed whose memory was given back"
+        return SimpleNamespace(ptr=self._address)
 
 
 def installed(monkeypatch: Any, **how: Any) -> Any:

@@ -17,7 +17,7 @@ from tests.device.fake_lt import FakeLt
 from tests.device.shim import compiler
 from tests.device.test_devices import ALONE, Training, compare
 from tests.samples import write_image_set
-from tests.training.test_captured import BASE, taken_by, told_by_the_host
+from tests.training.test_captured import BASE, STEPS, taken_by, told_by_the_host
 
 
 @pytest.fixture(params=["cublasLt", "CuPy"])
@@ -97,6 +97,16 @@ class TestReplayedSteps:
             run, _, _ = taken_by(device, path, settings, OptimizerOptions(lr=0.01), graphs)
             weights.append(run.weights())
         np.testing.assert_array_equal(*weights)
+
+    def test_keep_their_memory_when_an_evaluation_needs_more(self, monkeypatch, tmp_path):
+        """The emulated GPU refuses a graph whose memory nobody keeps; a real one would write to what others have."""
+        path = write_image_set(tmp_path / "set.h5", train=61)
+        device = opened(monkeypatch, installed(monkeypatch))
+        run, steps, _ = taken_by(device, path, BASE, OptimizerOptions(lr=0.01))
+        run.score(run.training.rows)  # 61 rows, and a batch has 14
+        totals = [steps(batch, STEPS + n) for n, batch in enumerate(run.training.epoch(3, run.batch_size))]
+        assert all(told.finite for told in totals)
+        assert steps.replays
 
     @pytest.mark.parametrize("missing", [("library",), ("BIAS", "PLAIN"), ("BGRADA", "PLAIN")], ids=str)
     def test_are_taken_call_by_call_where_cupy_has_to_multiply(self, monkeypatch, tmp_path, caplog, missing):
