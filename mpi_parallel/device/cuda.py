@@ -20,6 +20,7 @@ from mpi_parallel.device.interface import Array
 from mpi_parallel.device.landing import CudaLanding
 from mpi_parallel.device.places import Landing, MakeCollectives
 from mpi_parallel.device.tuning import Tuning, tuning_file
+from mpi_parallel.options import InputError
 
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
 WARM, TIMED = 2, 5  # launches of a product that is measured
@@ -100,7 +101,10 @@ class Cuda:
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         count, kind = int(np.prod(shape, dtype=np.int64)), np.dtype(dtype)
-        memory = self.xp.cuda.alloc_pinned_memory(max(1, count * kind.itemsize))
+        try:
+            memory = self.xp.cuda.alloc_pinned_memory(max(1, count * kind.itemsize))
+        except self.runtime.CUDARuntimeError as error:
+            raise _no_pages(f"{count * kind.itemsize:,} bytes of the host's memory", error) from None
         array: NDArray[Any] = np.frombuffer(memory, kind, count).reshape(shape)
         array[...] = 0
         return array
@@ -120,8 +124,11 @@ class Cuda:
         return wait
 
     def register(self, memory: NDArray[Any]) -> Callable[[], None]:
-        runtime, address = self.xp.cuda.runtime, memory.ctypes.data
-        runtime.hostRegister(address, memory.nbytes, 0)
+        runtime, address = self.runtime, memory.ctypes.data
+        try:
+            runtime.hostRegister(address, memory.nbytes, 0)
+        except runtime.CUDARuntimeError as error:
+            raise _no_pages(f"{memory.nbytes:,} bytes of memory that ranks share", error) from None
 
         def unregister() -> None:
             runtime.hostUnregister(address)
@@ -190,3 +197,10 @@ class Cuda:
 def _refuse(size: int) -> Any:
     """In place of CuPy's pool: what is allocated in a capture would be given to others before the graph is replayed."""
     raise RuntimeError(f"{size:,} bytes are allocated while a step is captured: only the workspace may serve it")
+
+
+def _no_pages(what: str, error: Exception) -> InputError:
+    return InputError(
+        f"{what} cannot be page-locked for the GPU ({error}): give the job more of the host's memory (what is locked "
+        "cannot be swapped), or start fewer ranks a node"
+    )

@@ -13,8 +13,8 @@ from mpi_parallel.options import InputError
 TOO_OLD = ("cudaErrorInsufficientDriver", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "cudaErrorUnsupportedPtxVersion")
 HIDDEN = "CUDA_VISIBLE_DEVICES"
 OLDEST = 12  # CUDA for which there is an extra of this package
-# Exceptions of CuPy by their names, as only runs on a GPU import it.
-OUT_OF_MEMORY, LOST = "OutOfMemoryError", ("CUDARuntimeError", "CUDADriverError", "NcclError", "CUBLASError")
+# Exceptions of CuPy, and of cublaslt.py, by their names, as only runs on a GPU import these.
+OUT_OF_MEMORY, LOST = "OutOfMemoryError", ("CUDARuntimeError", "CUDADriverError", "NcclError", "CUBLASError", "LtError")
 
 
 class NoGPU(Exception):
@@ -85,7 +85,7 @@ def driver_complaint(cupy: ModuleType) -> None:
         )
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(error: BaseException) -> str:
     if any(name in str(error) for name in TOO_OLD):
         return ": the NVIDIA driver is too old for this CuPy: `nvidia-smi` shows the newest CUDA that it runs"
     return ""
@@ -115,16 +115,18 @@ def _numbers(ranks: Sequence[int]) -> str:
 
 
 def explain(error: BaseException) -> InputError | str | None:
-    """What an exception of CuPy means for the user: an InputError for too little memory, a text for a GPU that failed.
+    """What an exception of CuPy means for the user: a text for a GPU that failed, else an InputError.
 
     None for all other exceptions.
     """
     cupy: Any = sys.modules.get("cupy")
     name = type(error).__name__
-    if cupy is None or not type(error).__module__.startswith(("cupy", "tests.")):
+    if cupy is None or not type(error).__module__.startswith(("cupy", "mpi_parallel.device.", "tests.")):
         return None
     if name == OUT_OF_MEMORY or "cudaErrorMemoryAllocation" in str(error):
         return InputError(_too_little(cupy, error))
+    if name in LOST and (remedy := _remedy(error)):
+        return InputError(f"the GPU cannot be used: {error}{remedy}")
     if name in LOST:
         return (
             f"the GPU failed: {error}. Its work since the last checkpoint is lost: start again with --resume auto. "

@@ -101,7 +101,7 @@ class Device(Protocol):
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array of zeros in the host's memory that the device copies to and from without a detour.
 
-        Kernels that say so write to it as to their own memory.
+        Kernels that say so write to it as to their own memory. Raises InputError where there is too little.
         """
 
     def fetch(self, array: Array, pinned: NDArray[Any]) -> None:
@@ -114,7 +114,10 @@ class Device(Protocol):
         """What waits until all work that has been started by now is done, and for nothing later."""
 
     def register(self, memory: NDArray[Any]) -> Callable[[], None]:
-        """Have memory of the host, such as a shared window, count as pinned until what is returned is called."""
+        """Have memory of the host, such as a shared window, count as pinned until what is returned is called.
+
+        Raises InputError where it cannot.
+        """
 
     def chip(self) -> str:
         """A name that no other chip of this host has."""

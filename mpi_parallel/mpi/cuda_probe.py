@@ -54,9 +54,11 @@ def main() -> int:
     sent = device.xp.arange(COUNT, dtype="float32")
     received = device.xp.zeros_like(sent)
     device.synchronize()
+    summed = device.xp.zeros_like(sent)
     MPI.COMM_SELF.Sendrecv(sent, 0, 0, received, 0, 0)
+    MPI.COMM_SELF.Allreduce(sent, summed)
     device.synchronize()
-    return int(not bool((device.to_host(received) == device.to_host(sent)).all()))
+    return int(not all((device.to_host(array) == device.to_host(sent)).all() for array in (received, summed)))
 
 
 if __name__ == "__main__":

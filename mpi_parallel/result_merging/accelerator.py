@@ -99,8 +99,8 @@ class Aware(Merger):
         super().__init__(store, comm)
         if store.device.kind == "cpu":
             raise InputError("--merge aware is for GPUs, and the device is cpu: choose --merge auto")
-        found = probe() if comm.rank == 0 else None
-        told = comm.gather_text("" if found is None or found.aware else found.why)[0]
+        found = probe()  # on every rank: nodes may have MPIs of their own
+        told = next(filter(None, comm.gather_text("" if found.aware else found.why)), "")
         if told:
             raise InputError(f"--merge aware needs an MPI that takes arrays of a GPU: {told}; choose --merge auto")
 

@@ -11,6 +11,7 @@ The sums are in the order of the ranks. Between nodes the owners of a share Allr
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_parallel.device.host import best_kernels
 from mpi_parallel.mpi.communicator import Communicator
@@ -20,7 +21,7 @@ from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
-from mpi_parallel.result_merging.relay import Relay
+from mpi_parallel.result_merging.relay import Relay, nothing
 
 
 class Pinned(Merger):
@@ -31,7 +32,8 @@ class Pinned(Merger):
     def __init__(self, store: ParameterStore, comm: Communicator, node: Communicator | None = None) -> None:
         """With a window of `node`, the ranks of `comm` that share memory with this one.
 
-        Raises InputError where the device is the host itself, and where the node has too little shared memory.
+        Raises InputError, on all ranks, where the device is the host itself, where the node has too little shared
+        memory, and where that cannot be page-locked on all of them.
         """
         super().__init__(store, comm)
         device = store.device
@@ -51,7 +53,7 @@ class Pinned(Merger):
         block = self.window.array((self.node.size + 1, length), np.float32)
         self._slots, self._sum = block[:-1, :n], block[-1, :n]
         self._slots[self.node.rank] = 0
-        self._unregister = device.register(block)
+        self._lock(block)
         self._kernels = best_kernels()
 
     def merge(self) -> Totals:
@@ -74,6 +76,17 @@ class Pinned(Merger):
 
     def _receive(self) -> None:
         self.store.device.put(self._sum, self.store.merged)
+
+    def _lock(self, block: NDArray[np.float32]) -> None:
+        self._unregister, complaint = nothing, ""
+        try:
+            self._unregister = self.store.device.register(block)
+        except InputError as error:
+            complaint = str(error)
+        for rank, told in enumerate(self.comm.gather_text(complaint)):
+            if told:
+                self.close()
+                raise InputError(f"--merge pinned: rank {rank}: {told}; or choose --merge flat")
 
     def close(self) -> None:
         """Give the window back."""

@@ -47,6 +47,7 @@ class Emulated(StrictModule):
         self.events: list[tuple[Any, ...]] = []
         self.used: list[int] = []
         self.memory = memory
+        self.lockable = 1 << 62  # bytes of the host
         self.streams: dict[int, Stream] = {}
         self.recorded: list[list[tuple[Any, ...]]] = []  # the events of each capture
         self.current: Any = SimpleNamespace(recording=None, ptr=0, give=lambda work: work())
@@ -94,6 +95,18 @@ class Emulated(StrictModule):
     def _not_captured(self, what: str) -> None:
         if self.current.recording is not None:
             raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
+    def _register(self, address: int, size: int, flags: int) -> None:
+        self._lock(size)
+        self.events.append(("register", size))
+
+    def _pin(self, size: int) -> np.ndarray:
+        self._lock(size)
+        return np.zeros(size, np.uint8)
+
+    def _lock(self, size: int) -> None:
+        if size > self.lockable:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
 
     def _allocated(self, array: Any) -> Any:
         if array.nbytes > self.memory:
@@ -147,7 +160,7 @@ class Emulated(StrictModule):
             driverGetVersion=lambda: 13000,
             runtimeGetVersion=lambda: 12090,
             memcpyAsync=copy,
-            hostRegister=lambda address, size, flags: self.events.append(("register", size)),
+            hostRegister=self._register,
             hostUnregister=lambda address: None,
             streamCaptureModeThreadLocal=1,
             memcpyHostToDevice=1,
@@ -161,7 +174,7 @@ class Emulated(StrictModule):
             Event=lambda **keywords: Event(self),
             get_current_stream=lambda: self.current,
             using_allocator=self._using_allocator,
-            alloc_pinned_memory=lambda size: np.zeros(size, np.uint8),
+            alloc_pinned_memory=self._pin,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             get_elapsed_time=lambda start, stop: 1.0,
         )

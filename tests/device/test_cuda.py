@@ -261,6 +261,23 @@ class TestMistakes:
         assert "68,157,440 bytes; 0.1 of 0.1 GiB are free" in str(told)
         assert "--micro-batch" in str(told)
 
+    def test_too_little_memory_of_the_host_is_not_told_as_the_gpus(self, monkeypatch):
+        device = opened(monkeypatch, installed(monkeypatch))
+        device.xp.lockable = 1000
+        for ask in (lambda: device.pinned((1001,), np.uint8), lambda: device.register(np.zeros(1001, np.uint8))):
+            with pytest.raises(InputError, match=r"1,001 bytes of .* cannot be page-locked .* fewer ranks a node"):
+                ask()
+
+    def test_a_driver_that_cannot_run_the_kernels_is_told_as_too_old(self, monkeypatch):
+        opened(monkeypatch, installed(monkeypatch))
+        told = explain(CUDARuntimeError("cudaErrorUnsupportedPtxVersion: the provided PTX was compiled with a newer"))
+        assert isinstance(told, InputError)
+        assert "driver is too old for this CuPy" in str(told)
+
+    def test_a_product_that_fails_is_a_gpu_that_fails(self, monkeypatch):
+        opened(monkeypatch, installed(monkeypatch))
+        assert "--resume auto" in explain(cublaslt.LtError("cublasLtMatmulDescCreate answers with status 14"))
+
     def test_a_gpu_that_fails_is_told_with_what_to_do(self, monkeypatch):
         opened(monkeypatch, installed(monkeypatch))
         told = explain(CUDARuntimeError("cudaErrorECCUncorrectable: uncorrectable ECC error encountered"))

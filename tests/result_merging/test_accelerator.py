@@ -205,6 +205,10 @@ def small_store(device):
     return ParameterStore(device, [("W0", (3, 2)), ("b0", (2,))])
 
 
+def refused(memory):
+    raise InputError("8 bytes cannot")
+
+
 class TestWhoServes:
     @pytest.mark.parallel([2, 3])
     def test_nccl_wherever_each_rank_has_a_gpu(self, device):
@@ -222,6 +226,17 @@ class TestWhoServes:
         assert open_accelerated("sharded", small_store(device), comm) is None  # the one by way of the host
         with pytest.raises(InputError, match=r"ranks 0 and 1 share .*the only one"):
             open_accelerated("nccl", small_store(device), comm)
+
+    @pytest.mark.parallel([2, 3])
+    def test_flat_where_one_rank_cannot_lock_the_window(self, device):
+        device._chip = "the only one"
+        if world().rank == 1:
+            device.register = refused
+        comm = world().on(device)
+        merger = open_accelerated("auto", small_store(device), comm)
+        assert merger.name == "flat"
+        with pytest.raises(InputError, match="--merge pinned: rank 1: 8 bytes cannot; or choose --merge flat"):
+            open_accelerated("pinned", small_store(device), comm)
 
     @pytest.mark.parallel([2, 3])
     def test_the_pinned_window_where_one_rank_has_no_nccl(self, device):
