@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,14 @@ def all_parts(options: argparse.Namespace) -> Iterator[Part]:
     for ranks in (2,) if options.tiny else (2, 4):
         yield ours(f"ours, {ranks} ranks on one GPU, {named(*shapes[0])}", shapes[0], options, ranks)
     yield sanitized("memcheck", parity, no_gpu)
-    # Its products in float32 and TF32 are PyTorch's; the narrow ones show how much it fuses.
-    yield peer("jax", [shape for shape in shapes if shape[2] != "tf32"], ["scan"], 80, options)
+    others = [shape for shape in shapes if shape[2] != "tf32"]
+    yield peer("jax", others, ["scan"], 80, options)
     yield sanitized("racecheck", parity, no_gpu)
     if options.device == "cuda":
-        yield peer("torch", [shape for shape in shapes if shape[2] != "tf32"], ["compile"], 120, options)
+        yield peer("torch", others, ["compile"], 120, options)
+        tf32 = [shape for shape in shapes if shape[2] == "tf32"]  # products that PyTorch's eager steps have shown
+        yield replace(peer("torch", tf32, ["compile"], 40, options), name="torch compile, tf32", spare=True)
+        yield replace(peer("jax", tf32, ["scan"], 30, options), name="jax scan, tf32", spare=True)
 
 
 def tests(name: str, python: list[str], which: str, seconds: float, needs: str | None) -> Part:

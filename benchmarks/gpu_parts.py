@@ -31,14 +31,15 @@ class Part:
     read: Callable[[str], Any] = lambda _: None
     needs: str | None = None  # why it is left out; None: it runs
     environment: dict[str, str | None] = field(default_factory=dict)  # what is different; None: without it
+    spare: bool = False  # it is left out where not all of its seconds are left
     told: dict[str, Any] = field(default_factory=dict)
 
 
 def run(part: Part, ends: float) -> None:
     """Run the part until `ends` at the latest, by time.monotonic, and note what came of it."""
     left = ends - time.monotonic()
-    if part.needs or left < 5:
-        part.told = {"status": "left out" if part.needs else "late", "seconds": 0.0}
+    if part.needs or left < (part.seconds if part.spare else 5):
+        part.told = {"status": "left out" if part.needs or part.spare else "late", "seconds": 0.0}
         part.told["why"] = part.needs or "no time was left"
         return
     began = time.monotonic()

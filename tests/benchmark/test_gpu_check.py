@@ -103,6 +103,12 @@ class TestAPart:
     def test_that_would_end_too_late_does_not_begin(self):
         assert self.taken(["false"], left=1)["why"] == "no time was left"
 
+    def test_that_is_there_to_fill_spare_time_is_left_out_where_there_is_none(self):
+        for left, status in ((20.5, "done"), (19.5, "left out")):
+            part = Part("it", python("print('{}')"), 20.0, json_lines, spare=True)
+            run(part, time.monotonic() + left)
+            assert part.told["status"] == status
+
     def test_that_says_nothing_of_use_has_failed(self):
         told = self.taken(python("print('{not json}')"))
         assert (told["status"], told["why"][:20]) == ("failed", "its output is not wh")

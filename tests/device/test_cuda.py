@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mpi_parallel.config.learning import OptimizerOptions
+from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.device import Host, cublaslt, cuda, open_device
 from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_choice import explain, gpu_map
@@ -96,6 +97,29 @@ class TestReplayedSteps:
             settings = {**BASE, "optimizer": rule, "precision": "bfloat16"}
             run, _, _ = taken_by(device, path, settings, OptimizerOptions(lr=0.01), graphs)
             weights.append(run.weights())
+        np.testing.assert_array_equal(*weights)
+
+    @pytest.mark.parametrize("merge", ["streaming", "exact", "sharded"])
+    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+    def test_of_rows_that_stream_and_of_groups_are_those_that_are_not_replayed(
+        self, monkeypatch, tmp_path, merge, where
+    ):
+        path = write_image_set(tmp_path / "set.h5", train=61)
+        settings = {**BASE, "optimizer": "adam", "dropout": 0.3, "shards": 16}
+        settings |= {"budget": Budget(holding=merge)} if merge == "streaming" else {"groups": 4, "merge": merge}
+        rule = OptimizerOptions(lr=0.01, clip_norm=0.3)
+        _, expected = told_by_the_host(path, settings, rule)
+        weights = []
+        for graphs in (True, False):
+            if where == "gpu":
+                device = Cuda(0, measure=False)
+            else:
+                device = opened(monkeypatch, installed(monkeypatch, late=graphs), measure=False)
+            run, steps, totals = taken_by(device, path, settings, rule, graphs)
+            assert steps.replays == graphs
+            assert [ours.loss for ours in totals] == pytest.approx([theirs.loss for theirs in expected], rel=1e-3)
+            weights.append(run.weights())
+            run.training.rows.close()
         np.testing.assert_array_equal(*weights)
 
     def test_keep_their_memory_when_an_evaluation_needs_more(self, monkeypatch, tmp_path):

@@ -292,3 +292,21 @@ def test_ranks_on_real_gpus_train_as_one_on_the_cores(path, precision):
     np.testing.assert_allclose(run.weights(), alone.weights(), atol=3e-2)
     assert len({w.tobytes() for w in world().gather(run.weights())}) == 1
     run.merger.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("merge", ["exact", "sharded"])
+def test_ranks_on_real_gpus_end_with_the_bits_of_one(path, merge):
+    """Replayed steps, with groups of 1 to 4 rows; the ranks may share one GPU."""
+    device = open_device("cuda", world().rank, measure=False)
+    settings = {**SETTINGS, "dropout": 0.2, "groups": 4, "micro_batch": None, "device": device}
+    weights = []
+    for comm in (ALONE, world()):
+        run = assemble(path, comm, merge=merge, **settings)
+        steps = captured(run, True)
+        train(run, steps)
+        assert steps.replays
+        weights.append(run.weights())
+        run.merger.close()
+    np.testing.assert_array_equal(*weights)
