@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.hashing import Keys, combine_int, mix, mix_in_place
+from mpi_parallel.device.hashing import Keys, combine_each, combine_int, mix, mix_in_place
 from mpi_parallel.device.interface import Kernels
-from mpi_parallel.mpi.partition import block
 
 # What the same (seed, epoch) is hashed for, so that no two uses see the same bits.
 ORDER, ROW_KEYS = 1, 2
@@ -44,16 +43,17 @@ def local_order(
     kernels: Kernels = NUMPY,
 ) -> Integers:
     """For each of `positions_of(...)`: the row among those of these shards, laid one shard after the other."""
-    lengths = np.array([len(block(total, of, shard)) for shard in shards], np.int64)
+    own = np.asarray(shards, np.int64)
+    lengths = total // of + (own < total % of)  # as `block` cuts them
     starts = np.cumsum(lengths) - lengths
-    keys = np.array([combine_int(ORDER, seed, epoch, shard) for shard in shards], np.uint32)
+    keys = combine_each((ORDER, seed, epoch), own)
     places = _places(total, of, span)
     rows = np.empty((len(places), len(shards)), np.int64)
     for length in set(lengths.tolist()):  # two at most: all shards of a length are permuted together
         same = np.flatnonzero(lengths == length)
         there = rows[: max(0, min(places.stop, length) - places.start), same[0] : same[-1] + 1]
         kernels.permute(there, places.start, length, keys[same], starts[same])
-    return rows.reshape(-1)[_inside(np.asarray(shards), of, places, total, span)]
+    return rows.reshape(-1)[_inside(own, of, places, total, span)]
 
 
 def grouped(

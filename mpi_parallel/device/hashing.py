@@ -7,6 +7,7 @@ by search for low avalanche bias. Works on NumPy and CuPy arrays of uint32, whos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,12 @@ def combine_int(*words: int) -> int:
         state = ((state ^ (state >> 15)) * 0x846CA68B) & MASK
         state ^= state >> 16
     return state
+
+
+def combine_each(words: Sequence[int], last: NDArray[np.integer[Any]]) -> Keys:
+    """`combine_int(*words, one)` for each one of `last`."""
+    state = np.uint32(combine_int(*words) * 0x9E3779B1 + 0x7F4A7C15 & MASK)
+    return mix(last.astype(np.uint32) + state)
 
 
 def permute(places: NDArray[np.int64], n: int, key: int | Keys) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpi_parallel.device.blas import BELOW, blas_architecture, find_sgemm
 from mpi_parallel.device.expressions import Expressions, threshold
-from mpi_parallel.device.hashing import half_of, round_keys
+from mpi_parallel.device.hashing import half_of
 from mpi_parallel.device.interface import Array, Augmentation
 
 MODULE, VERSION = "mpi_parallel.device._kernels", 5  # what module.c must call itself
@@ -103,7 +103,7 @@ class OpenMP(Expressions):
         self.pick(labels_N, index_B, t_B)
 
     def permute(self, image: Array, first: int, n: int, keys: Array, starts: Array) -> None:
-        self.library.permute(image, first, n, half_of(n), np.stack(round_keys(keys)), starts)
+        self.library.permute(image, first, n, half_of(n), keys, starts)
 
     def narrow(self, a: Array, out: Array, precision: str) -> None:
         getattr(self.library, f"to_{precision}")(a, out)

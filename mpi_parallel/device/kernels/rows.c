@@ -130,25 +130,56 @@ void pick(const int32_t *labels, const int64_t *index, long rows, int32_t *t)
     for (long row = 0; row < rows; ++row) t[row] = labels[index[row]];
 }
 
+enum {
+    ABREAST = 64, /* permutations at a time, so that their keys are at hand */
+    DOWN = 4      /* places of each of them at a time: with a single one each round waits for the one before */
+};
+
+/* `rows` places, from `first` on, of so many permutations; their keys, ABREAST from each other, are mixed. */
+static inline __attribute__((always_inline)) void permute_some(int64_t *restrict to, int rows, long columns, long apart,
+                                                               unsigned first, unsigned n, int half,
+                                                               const unsigned *restrict keys,
+                                                               const int64_t *restrict starts)
+{
+    unsigned outside = 0;
+    _Pragma("omp simd reduction(| : outside)") for (long c = 0; c < columns; ++c)
+        _Pragma("GCC unroll 4") for (int r = 0; r < rows; ++r) {
+            unsigned place = mp_permute(first + r, keys + c, ABREAST, half);
+            outside |= place >= n;
+            to[r * apart + c] = place;
+        }
+    while (outside) { /* permuted again until they fall inside */
+        outside = 0;
+        _Pragma("omp simd reduction(| : outside)") for (long c = 0; c < columns; ++c)
+            _Pragma("GCC unroll 4") for (int r = 0; r < rows; ++r) {
+                unsigned before = (unsigned)to[r * apart + c], place = mp_permute(before, keys + c, ABREAST, half);
+                place = before >= n ? place : before;
+                outside |= place >= n;
+                to[r * apart + c] = place;
+            }
+    }
+    for (int r = 0; r < rows; ++r)
+        _Pragma("omp simd") for (long c = 0; c < columns; ++c) to[r * apart + c] += starts[c];
+}
+
 VECTORS static void permute_part(int64_t *restrict image, long begin, long end, long columns, long apart, long first,
                                  unsigned n, int half, const uint32_t *restrict keys, const int64_t *restrict starts)
 {
-    for (long row = begin; row < end; ++row) {
-        int64_t *to = image + row * apart;
-        unsigned outside = 0;
-        _Pragma("omp simd reduction(| : outside)") for (long c = 0; c < columns; ++c) {
-            unsigned place = mp_permute((unsigned)(first + row), keys + c, columns, half);
-            outside |= place >= n;
-            to[c] = place;
-        }
-        for (long c = 0; outside && c < columns; ++c)
-            while (to[c] >= n) to[c] = mp_permute((unsigned)to[c], keys + c, columns, half);
-        _Pragma("omp simd") for (long c = 0; c < columns; ++c) to[c] += starts[c];
+    unsigned mixed[MP_ROUNDS * ABREAST];
+    for (long c = 0; c < columns; c += ABREAST) {
+        long some = columns - c < ABREAST ? columns - c : ABREAST, row = begin;
+        for (int round = 0; round < MP_ROUNDS; ++round)
+            _Pragma("omp simd") for (long i = 0; i < some; ++i)
+                mixed[round * ABREAST + i] = mp_mix(keys[c + i] ^ (round + 1) * 0x9E3779B9u);
+        for (; row + DOWN <= end; row += DOWN)
+            permute_some(image + row * apart + c, DOWN, some, apart, (unsigned)(first + row), n, half, mixed, starts + c);
+        for (; row < end; ++row)
+            permute_some(image + row * apart + c, 1, some, apart, (unsigned)(first + row), n, half, mixed, starts + c);
     }
 }
 
 /* The images of the places first, first + 1, ... (a row each, `apart` numbers from the next) under permutations of range(n),
- * one a column, by their keys (MP_ROUNDS, columns), each counted from its start; see device/hashing.py. */
+ * one a column, by its key, each counted from its start; see device/hashing.py. */
 void permute(int64_t *image, long rows, long columns, long apart, long first, long n, int half, const uint32_t *keys,
              const int64_t *starts)
 {
