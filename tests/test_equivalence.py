@@ -150,7 +150,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(path, rank):
     run = assemble(path, world())
     before = run.weights()
     if run.comm.rank == rank:
-        run.training.rows.mean[...] = np.nan  # the rows of this rank become NaN on their way to the network
+        run.training.rows.raw.mean[...] = np.nan  # the rows of this rank become NaN on their way to the network
     (totals,) = run.train(1)
     assert not totals.finite
     assert np.array_equal(run.weights(), before)

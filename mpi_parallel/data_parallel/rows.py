@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.streaming import Beside, Stream
-from mpi_parallel.device import Array, Augmentation, Device
+from mpi_parallel.device import Array, Augmentation, Device, Raw
 from mpi_parallel.device.places import BATCHES_AT_HAND, Landing, Taken
 from mpi_parallel.device.workspace import Workspace
 
@@ -24,16 +24,25 @@ class Rows:
         self, images: NDArray[Any], labels: NDArray[np.int32], scaler: Scaler, device: Device,
         augment: Augmentation | None = None,
     ) -> None:  # fmt: skip
-        self.images: Array = device.to_device(images)
-        if self.images.dtype != _held_as(images.dtype, device):
-            self.images = self.images.astype(np.float32)
-        self.labels: Array = device.to_device(labels)
-        self.mean: Array = device.to_device(scaler.mean.astype(np.float32))
-        self.inverse_std: Array = device.to_device((1 / scaler.std).astype(np.float32))
+        held = device.to_device(images)
+        if held.dtype != _held_as(images.dtype, device):
+            held = held.astype(np.float32)
+        moments = (device.to_device(a.astype(np.float32)) for a in (scaler.mean, 1 / scaler.std))
+        self.raw = Raw(held, device.to_device(labels), *moments)
         self.device, self.augment, self.features = device, augment, images.shape[1]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def images(self) -> Array:
+        """(n, features), of the type that the device keeps them in."""
+        return self.raw.images
+
+    @property
+    def labels(self) -> Array:
+        """(n,) int32"""
+        return self.raw.labels
 
     @property
     def largest_label(self) -> int:
@@ -47,7 +56,7 @@ class Rows:
         """
         n = len(index)
         x, t = ws.operand((n, self.features)), ws.empty((n,), np.int32)
-        self._standardise(self.images, self.labels, index, x, t, keys)
+        self._standardise(self.raw, index, x, t, keys)
         return ws.narrowed(x), t
 
     def labels_of(self, ws: Workspace, index: Array) -> Array:
@@ -75,14 +84,13 @@ class Rows:
     def close(self) -> None:
         """The rows will not be asked for again."""
 
-    def _standardise(self, images: Array, labels: Array, index: Array, x: Array, t: Array, keys: Array | None) -> None:
+    def _standardise(self, raw: Raw, index: Array, x: Array, t: Array, keys: Array | None) -> None:
         """The one way from the file's numbers to the network's."""
-        kernels, mean, inverse_std = self.device.kernels, self.mean, self.inverse_std
         if self.augment is None:
-            kernels.gather_labelled(images, labels, index, mean, inverse_std, x, t)
+            self.device.kernels.gather(raw, index, x, t)
         else:
             assert keys is not None, "augmentation must be told which rows these are"
-            kernels.gather_augmented(images, labels, index, keys, self.augment, mean, inverse_std, x, t)
+            self.device.kernels.gather_augmented(raw, index, keys, self.augment, x, t)
 
 
 class StreamedRows(Rows):
@@ -118,7 +126,7 @@ class StreamedRows(Rows):
         for images, labels, slots in self._taken(len(index)):
             where = slice(start, start + len(slots))
             at = None if keys is None else keys[where]
-            self._standardise(images, labels, slots, x[where], t[where], at)
+            self._standardise(self.raw._replace(images=images, labels=labels), slots, x[where], t[where], at)
             start = where.stop
         return ws.narrowed(x), t
 
@@ -146,7 +154,7 @@ class LandedRows(StreamedRows):
     def places(self, span: range, most: int) -> NDArray[np.int64]:
         if self._landing is None:
             self._landing = self.device.landing(most, self.features, self.images.dtype)
-            self.images, self.labels = self._landing.images, self._landing.labels
+            self.raw = self.raw._replace(images=self._landing.images, labels=self._landing.labels)
         first, room = self._placed, self._landing.room
         assert most * BATCHES_AT_HAND <= room
         self._placed += len(span)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mpi_parallel.device.cuda_choice import NoGPU, explain
 from mpi_parallel.device.host import Host
-from mpi_parallel.device.interface import Array, Augmentation, Kernels, Pace
+from mpi_parallel.device.interface import Array, Augmentation, Kernels, Pace, Raw
 from mpi_parallel.device.places import Device
 from mpi_parallel.options import InputError
 
@@ -30,4 +30,4 @@ def open_device(kind: str, node_rank: int, precision: str = "float32", measure: 
         raise InputError(f"--device cuda: {error}") from None
 
 
-__all__ = ["Array", "Augmentation", "Device", "Host", "Kernels", "Pace", "explain", "open_device"]
+__all__ = ["Array", "Augmentation", "Device", "Host", "Kernels", "Pace", "Raw", "explain", "open_device"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device.expressions import Expressions, threshold
-from mpi_parallel.device.interface import Array, Augmentation, Pace, Schedule
+from mpi_parallel.device.interface import Array, Augmentation, Pace, Raw, Schedule
 from mpi_parallel.device.rule_expressions import steady
 
 INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
@@ -58,49 +58,23 @@ class CudaKernels(Expressions):
         # Loss and hit (int32) of each row; graphs go on to use what is too small for others.
         self._scores = [cupy.zeros((2, 0), np.float32)]
 
-    def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
-        self._gather(images_NF, index_B, mean, inverse_std, x_BF, NULL, NULL)
-
-    def gather_labelled(
-        self,
-        images_NF: Array,
-        labels_N: Array,
-        index_B: Array,
-        mean: Array,
-        inverse_std: Array,
-        x_BF: Array,
-        t_B: Array,
-    ) -> None:
-        self._gather(images_NF, index_B, mean, inverse_std, x_BF, labels_N, t_B)
-
-    def _gather(
-        self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array, labels_N: Any, t_B: Any
-    ) -> None:
+    def gather(self, raw: Raw, index_B: Array, x_BF: Array, t_B: Array) -> None:
         rows, features = x_BF.shape
         self._rows(
-            f"gather_{FILES[images_NF.dtype]}_{FORMATS[x_BF.dtype]}", rows, features,
-            images_NF, labels_N, index_B, np.int64(rows), np.int64(features), mean, inverse_std,
-            np.int32(mean.size == 1), x_BF, t_B,
+            f"gather_{FILES[raw.images.dtype]}_{FORMATS[x_BF.dtype]}", rows, features,
+            raw.images, raw.labels, index_B, np.int64(rows), np.int64(features), raw.mean, raw.inverse_std,
+            np.int32(raw.mean.size == 1), x_BF, t_B,
         )  # fmt: skip
 
     def gather_augmented(
-        self,
-        images_NF: Array,
-        labels_N: Array,
-        index_B: Array,
-        keys_B: Array,
-        how: Augmentation,
-        mean: Array,
-        inverse_std: Array,
-        x_BF: Array,
-        t_B: Array,
+        self, raw: Raw, index_B: Array, keys_B: Array, how: Augmentation, x_BF: Array, t_B: Array
     ) -> None:
         *numbers, erase = how
         rows, features = x_BF.shape
         self._rows(
-            f"augmented_{FILES[images_NF.dtype]}_{FORMATS[x_BF.dtype]}", rows, features,
-            images_NF, labels_N, index_B, keys_B, np.int64(rows), *map(np.int32, numbers), np.float64(erase), mean,
-            inverse_std, np.int32(mean.size == 1), x_BF, t_B,
+            f"augmented_{FILES[raw.images.dtype]}_{FORMATS[x_BF.dtype]}", rows, features,
+            raw.images, raw.labels, index_B, keys_B, np.int64(rows), *map(np.int32, numbers), np.float64(erase),
+            raw.mean, raw.inverse_std, np.int32(raw.mean.size == 1), x_BF, t_B,
         )  # fmt: skip
 
     def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None:

@@ -53,6 +53,15 @@ class Augmentation(NamedTuple):
     erase: float = 0.0  # the share of images that lose a rectangle
 
 
+class Raw(NamedTuple):
+    """Rows as a rank holds them, and how they become what a network takes: (image - mean) * inverse_std."""
+
+    images: Array  # (N, F), of the file's type
+    labels: Array  # (N,) int32
+    mean: Array  # (1,) or (F,) float32
+    inverse_std: Array  # as mean
+
+
 class Kernels(Protocol):
     """The arithmetic beside matrix products. What each computes is written in expressions.py."""
 
@@ -63,30 +72,10 @@ class Kernels(Protocol):
     def meet(self) -> Meet | None:
         """The barrier of processes that share memory; None where there are no compiled kernels."""
 
-    def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None: ...
-
-    def gather_labelled(
-        self,
-        images_NF: Array,
-        labels_N: Array,
-        index_B: Array,
-        mean: Array,
-        inverse_std: Array,
-        x_BF: Array,
-        t_B: Array,
-    ) -> None: ...
+    def gather(self, raw: Raw, index_B: Array, x_BF: Array, t_B: Array) -> None: ...
 
     def gather_augmented(
-        self,
-        images_NF: Array,
-        labels_N: Array,
-        index_B: Array,
-        keys_B: Array,
-        how: Augmentation,
-        mean: Array,
-        inverse_std: Array,
-        x_BF: Array,
-        t_B: Array,
+        self, raw: Raw, index_B: Array, keys_B: Array, how: Augmentation, x_BF: Array, t_B: Array
     ) -> None: ...
 
     def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None: ...

@@ -11,10 +11,9 @@ import numpy as np
 from mpi_parallel.device.blas import BELOW, blas_architecture, find_sgemm
 from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.hashing import half_of
-from mpi_parallel.device.interface import Array, Augmentation
+from mpi_parallel.device.interface import Array, Augmentation, Raw
 
-MODULE, VERSION = "mpi_parallel.device._kernels", 5  # what module.c must call itself
-INDEX = np.dtype(np.int64)
+MODULE, VERSION = "mpi_parallel.device._kernels", 6  # what module.c must call itself
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
 # Those that take the arguments that callers have are called without a detour, and products if we know the BLAS.
 AS_THEY_ARE = ("pick", "bias", "relu_gradient", "column_sums", "check", "sum_slots", "meet")
@@ -59,48 +58,24 @@ class OpenMP(Expressions):
         self.library.set_sgemm(address, wide, own)
         return own
 
-    def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
-        kernel = self._gathers.get(images_NF.dtype)
-        if kernel is None or index_B.dtype != INDEX:
-            return super().gather(images_NF, index_B, mean, inverse_std, x_BF)
-        return kernel(images_NF, index_B, mean, inverse_std, x_BF, None, None)
-
-    def gather_labelled(
-        self,
-        images_NF: Array,
-        labels_N: Array,
-        index_B: Array,
-        mean: Array,
-        inverse_std: Array,
-        x_BF: Array,
-        t_B: Array,
-    ) -> None:
-        kernel = self._gathers.get(images_NF.dtype)
-        if kernel is None or index_B.dtype != INDEX:
-            return super().gather_labelled(images_NF, labels_N, index_B, mean, inverse_std, x_BF, t_B)
-        return kernel(images_NF, index_B, mean, inverse_std, x_BF, labels_N, t_B)
+    def gather(self, raw: Raw, index_B: Array, x_BF: Array, t_B: Array) -> None:
+        kernel = self._gathers.get(raw.images.dtype)
+        if kernel is None:
+            super().gather(raw, index_B, x_BF, t_B)
+        else:
+            kernel(raw, index_B, x_BF, t_B)
 
     def gather_augmented(
-        self,
-        images_NF: Array,
-        labels_N: Array,
-        index_B: Array,
-        keys_B: Array,
-        how: Augmentation,
-        mean: Array,
-        inverse_std: Array,
-        x_BF: Array,
-        t_B: Array,
+        self, raw: Raw, index_B: Array, keys_B: Array, how: Augmentation, x_BF: Array, t_B: Array
     ) -> None:
-        kernel = self._augmented.get(images_NF.dtype)
-        if kernel is None or index_B.dtype != INDEX:
-            super().gather_augmented(images_NF, labels_N, index_B, keys_B, how, mean, inverse_std, x_BF, t_B)
+        kernel = self._augmented.get(raw.images.dtype)
+        if kernel is None:
+            super().gather_augmented(raw, index_B, keys_B, how, x_BF, t_B)
             return
-        nbytes = self.library.threads() * x_BF.shape[1] * images_NF.itemsize
+        nbytes = self.library.threads() * x_BF.shape[1] * raw.images.itemsize
         if self._changed.nbytes < nbytes:
             self._changed = np.empty(nbytes, np.uint8)
-        kernel(images_NF, index_B, keys_B, *how, mean, inverse_std, x_BF, self._changed)
-        self.pick(labels_N, index_B, t_B)
+        kernel(raw, index_B, keys_B, *how, x_BF, t_B, self._changed)
 
     def permute(self, image: Array, first: int, n: int, keys: Array, starts: Array) -> None:
         self.library.permute(image, first, n, half_of(n), keys, starts)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.device.augmentation import augmented
 from mpi_parallel.device.hashing import Keys, permute
-from mpi_parallel.device.interface import Array, Augmentation
+from mpi_parallel.device.interface import Array, Augmentation, Raw
 
 
 class RowExpressions:
@@ -17,41 +17,17 @@ class RowExpressions:
 
     xp: ModuleType
 
-    def gather(self, images_NF: Array, index_B: Array, mean: Array, inverse_std: Array, x_BF: Array) -> None:
-        """x = (raw - mean) / std of the rows in index; images in the file's type, mean and 1/std (1,) or (F,)."""
-        self.xp.subtract(images_NF[index_B], mean, out=x_BF)
-        x_BF *= inverse_std
-
-    def gather_labelled(
-        self,
-        images_NF: Array,
-        labels_N: Array,
-        index_B: Array,
-        mean: Array,
-        inverse_std: Array,
-        x_BF: Array,
-        t_B: Array,
-    ) -> None:
-        """Both `gather` and `pick`."""
-        self.gather(images_NF, index_B, mean, inverse_std, x_BF)
-        self.pick(labels_N, index_B, t_B)
+    def gather(self, raw: Raw, index_B: Array, x_BF: Array, t_B: Array) -> None:
+        """x = (raw - mean) / std of the images in index (B,) int64, and t = their labels."""
+        self._standardise(raw.images[index_B], raw, x_BF)
+        self.pick(raw.labels, index_B, t_B)
 
     def gather_augmented(
-        self,
-        images_NF: Array,
-        labels_N: Array,
-        index_B: Array,
-        keys_B: Array,
-        how: Augmentation,
-        mean: Array,
-        inverse_std: Array,
-        x_BF: Array,
-        t_B: Array,
+        self, raw: Raw, index_B: Array, keys_B: Array, how: Augmentation, x_BF: Array, t_B: Array
     ) -> None:
         """The same of images that are changed before, each by its key."""
-        changed_BF = augmented(self.xp, images_NF[index_B], keys_B, how)
-        self.gather(changed_BF, self.xp.arange(len(index_B)), mean, inverse_std, x_BF)
-        self.pick(labels_N, index_B, t_B)
+        self._standardise(augmented(self.xp, raw.images[index_B], keys_B, how), raw, x_BF)
+        self.pick(raw.labels, index_B, t_B)
 
     def pick(self, labels_N: Array, index_B: Array, t_B: Array) -> None:
         """t = the labels of the rows in index."""
@@ -67,3 +43,7 @@ class RowExpressions:
         first = int(cursor[0])
         index_B[...], keys_B[...] = index_N[first : first + len(index_B)], keys_N[first : first + len(keys_B)]
         cursor += len(index_B)
+
+    def _standardise(self, images_BF: Array, raw: Raw, x_BF: Array) -> None:
+        self.xp.subtract(images_BF, raw.mean, out=x_BF)
+        x_BF *= raw.inverse_std

@@ -99,7 +99,7 @@ class Launched:
             return kernel
 
         def launched(*arguments: Any, **keywords: Any) -> None:
-            given = [value if isinstance(value, tuple) or self._pinned(value) else inside(value) for value in arguments]
+            given = [value if self._pinned(value) else inside(value) for value in arguments]
             named = {key: inside(value) for key, value in keywords.items()}
             self._recorder.launch(name, lambda: kernel(*given, **named))
 

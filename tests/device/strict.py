@@ -131,7 +131,8 @@ class StrictArray:
 def inside(value: Any) -> Any:
     """The values of device arrays, also in a tuple; scalars as they are; NumPy arrays are refused."""
     if isinstance(value, tuple):
-        return tuple(map(inside, value))
+        values = map(inside, value)
+        return type(value)(*values) if hasattr(value, "_fields") else tuple(values)
     if isinstance(value, np.ndarray):
         raise TypeError("a NumPy array among device arrays: use Device.to_device")
     return value._values if isinstance(value, StrictArray) else value

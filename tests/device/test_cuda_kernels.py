@@ -9,7 +9,7 @@ import pytest
 from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_kernels import CudaKernels
 from mpi_parallel.device.expressions import Expressions
-from mpi_parallel.device.interface import BEGUN, HELD, LOSS_SCALE, PACE, RATE, SCALE, Augmentation, Pace, Schedule
+from mpi_parallel.device.interface import BEGUN, HELD, LOSS_SCALE, PACE, RATE, SCALE, Augmentation, Pace, Raw, Schedule
 from mpi_parallel.nn.learning_rate import learning_rate
 from tests.device.emulated import emulated
 from tests.device.shim import compiler, shim
@@ -95,9 +95,10 @@ def gather(kernels, rows, width, dtype, kind, scalar):
     index = random.integers(0, 50, rows)
     mean, inverse = normal(1 if scalar else width), normal(1 if scalar else width, seed=1)
     expected = np.empty((rows, width), np.float32)
-    PLAIN_KERNELS.gather(images.astype(np.float32), index, mean, inverse, expected)
+    theirs = Raw(images.astype(np.float32), labels, mean, inverse)
+    PLAIN_KERNELS.gather(theirs, index, expected, np.empty(rows, np.int32))
     x, t = empty((rows, width), kind), on(np.zeros(rows, np.int32))
-    kernels.gather_labelled(on(images), on(labels), on(index), on(mean), on(inverse), x, t)
+    kernels.gather(Raw(*map(on, (images, labels, mean, inverse))), on(index), x, t)
     np.testing.assert_array_equal(values(x), to_bits(expected, kind))
     np.testing.assert_array_equal(values(t), labels[index])
 
@@ -119,10 +120,10 @@ def augmented(kernels, rows, how, dtype, kind, scalar):
     index, keys = random.integers(0, 50, rows), random.integers(0, 2**32, rows, np.uint32)
     mean, inverse = normal(1 if scalar else features), normal(1 if scalar else features, seed=1)
     expected, theirs = np.empty((rows, features), np.float32), np.empty(rows, np.int32)
-    wide = images.astype(np.float32)
-    PLAIN_KERNELS.gather_augmented(wide, labels, index, keys, how, mean, inverse, expected, theirs)
+    wide = Raw(images.astype(np.float32), labels, mean, inverse)
+    PLAIN_KERNELS.gather_augmented(wide, index, keys, how, expected, theirs)
     x, t = empty((rows, features), kind), on(np.zeros(rows, np.int32))
-    kernels.gather_augmented(on(images), on(labels), on(index), on(keys), how, on(mean), on(inverse), x, t)
+    kernels.gather_augmented(Raw(*map(on, (images, labels, mean, inverse))), on(index), on(keys), how, x, t)
     np.testing.assert_array_equal(values(x), to_bits(expected, kind))
     np.testing.assert_array_equal(values(t), theirs)
 

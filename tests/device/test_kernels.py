@@ -10,7 +10,7 @@ import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpi_parallel.device import Augmentation, Pace
+from mpi_parallel.device import Augmentation, Pace, Raw
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.host import best_kernels
 from mpi_parallel.device.openmp import MODULE, OpenMP
@@ -42,7 +42,8 @@ def test_gather_is_the_expression_in_every_type(dtype, scalar, rows, width, seed
     images = random.integers(0, 200, (50, width)).astype(dtype)
     index = random.integers(0, 50, rows)
     mean, inverse = (normal(1 if scalar else width, seed=seed + k) for k in (1, 2))
-    ours, theirs = both("gather", images, index, mean, inverse, np.empty((rows, width), np.float32), out=4)
+    raw, t = Raw(images, np.arange(50, dtype=np.int32), mean, inverse), np.empty(rows, np.int32)
+    ours, theirs = both("gather", raw, index, np.empty((rows, width), np.float32), t, out=2)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-5)
     if dtype in (np.uint8, np.uint16, np.float32):
         np.testing.assert_array_equal(ours, theirs)
@@ -58,8 +59,8 @@ def test_augmentation_is_the_expression_bit_for_bit(dtype, scalar, rows, height,
     mean, inverse = (normal(1 if scalar else features, seed=seed + k) for k in (1, 2))
     how = Augmentation(height, width, channels, min(shift, height - 1, width - 1), bool(seed % 2), seed % 3 / 2)
     x, t = np.empty((rows, features), np.float32), np.empty(rows, np.int32)
-    for out, made in ((7, x), (8, t)):
-        ours, theirs = both("gather_augmented", images, labels, index, keys, how, mean, inverse, x, t, out=out)
+    for out, made in ((4, x), (5, t)):
+        ours, theirs = both("gather_augmented", Raw(images, labels, mean, inverse), index, keys, how, x, t, out=out)
         np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
         assert ours.shape == made.shape
 
@@ -71,7 +72,7 @@ def test_augmentation_of_images_that_are_not_finite_shows_them_where_they_are_se
     index, keys = np.arange(300), np.random.default_rng(0).integers(0, 2**32, 300, np.uint32)
     t, nothing, how = np.zeros(300, np.int32), np.zeros(1, np.float32), Augmentation(4, 3, 1, 1, True, 0.9)
     x = np.empty((300, 12), np.float32)
-    ours, theirs = both("gather_augmented", images, t, index, keys, how, nothing, nothing + 1, x, t, out=7)
+    ours, theirs = both("gather_augmented", Raw(images, t, nothing, nothing + 1), index, keys, how, x, t, out=4)
     np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
     assert set(np.unique(ours.view(np.uint32))) == {0, *np.array([np.inf, -1], np.float32).view(np.uint32)}
 
@@ -83,7 +84,7 @@ def test_rows_come_with_their_labels(dtype, width):
     images, labels = random.integers(0, 200, (50, width)).astype(dtype), random.integers(0, 9, 50).astype(np.int32)
     index, mean, inverse = random.integers(0, 50, 40), normal(1), normal(1, seed=1)
     x, t = np.empty((40, width), np.float32), np.empty(40, np.int32)
-    COMPILED.gather_labelled(images, labels, index, mean, inverse, x, t)
+    COMPILED.gather(Raw(images, labels, mean, inverse), index, x, t)
     np.testing.assert_allclose(x, (images[index] - mean) * inverse, rtol=1e-6, atol=1e-5)
     np.testing.assert_array_equal(t, labels[index])
 
@@ -222,7 +223,7 @@ def test_the_number_of_threads_changes_no_bit(threads):
     ]
     images, keys = np.arange(rows * 200 * 4, dtype=np.uint8).reshape(rows, 800), np.arange(rows, dtype=np.uint32)
     one, how, x = np.ones(1, np.float32), Augmentation(40, 20, 1, 2, True, 0.5), np.empty((rows, 800), np.float32)
-    calls.append(("gather_augmented", (images, t, t.astype(np.int64), keys, how, one, one, x, t.copy()), 7))
+    calls.append(("gather_augmented", (Raw(images, t, one, one), t.astype(np.int64), keys, how, x, t.copy()), 4))
     for name, arguments, out in calls:
         results = []
         for count in (1, threads):

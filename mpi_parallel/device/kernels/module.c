@@ -90,15 +90,21 @@ static long elements(const Array *a)
 
 /* --- rows --- */
 
+/* interface.Raw: images, labels, mean and inverse_std of the tuple in a call's place I */
+#define RAW(I)                                                                                                         \
+    if (!PyTuple_Check(given[I]) || PyTuple_GET_SIZE(given[I]) != 4)                                                   \
+        return PyErr_Format(PyExc_TypeError, "a kernel wants four arrays in a tuple, not %R", given[I]);               \
+    Array *images = array(PyTuple_GET_ITEM(given[I], 0)), *labels = array(PyTuple_GET_ITEM(given[I], 1));              \
+    Array *mean = array(PyTuple_GET_ITEM(given[I], 2)), *inverse_std = array(PyTuple_GET_ITEM(given[I], 3))
+
 #define GATHER_CALL(NAME)                                                                                              \
     FUNCTION(NAME)                                                                                                     \
     {                                                                                                                  \
-        TAKES(7);                                                                                                      \
-        ARRAY(images, 0); ARRAY(index, 1); ARRAY(mean, 2); ARRAY(inverse_std, 3); ARRAY(x, 4);                         \
-        Array *labels = given[5] == Py_None ? NULL : array(given[5]), *t = labels ? array(given[6]) : NULL;            \
+        TAKES(4);                                                                                                      \
+        RAW(0); ARRAY(index, 1); ARRAY(x, 2); ARRAY(t, 3);                                                             \
         RUN(NAME(DATA(images), DATA(index), x->shape[0], x->shape[1], DATA(mean), DATA(inverse_std),                   \
                  elements(mean) == 1, DATA(x));                                                                        \
-            if (labels) pick(DATA(labels), DATA(index), x->shape[0], DATA(t)));                                        \
+            pick(DATA(labels), DATA(index), x->shape[0], DATA(t)));                                                    \
     }
 GATHER_CALL(gather_u8)
 GATHER_CALL(gather_u16)
@@ -107,14 +113,15 @@ GATHER_CALL(gather_f32)
 #define AUGMENTED_CALL(NAME)                                                                                           \
     FUNCTION(NAME##_augmented)                                                                                         \
     {                                                                                                                  \
-        TAKES(13);                                                                                                     \
-        ARRAY(images, 0); ARRAY(index, 1); ARRAY(keys, 2);                                                             \
+        TAKES(12);                                                                                                     \
+        RAW(0); ARRAY(index, 1); ARRAY(keys, 2);                                                                       \
         WHOLE(height, 3); WHOLE(width, 4); WHOLE(channels, 5); WHOLE(shift, 6); WHOLE(flip, 7);                        \
         double erase = PyFloat_AsDouble(given[8]);                                                                     \
-        ARRAY(mean, 9); ARRAY(inverse_std, 10); ARRAY(x, 11); ARRAY(changed, 12);                                      \
+        ARRAY(x, 9); ARRAY(t, 10); ARRAY(changed, 11);                                                                 \
         mp_augmentation how = {(int)height, (int)width, (int)channels, (int)shift, (int)flip, erase};                  \
         RUN(NAME##_augmented(DATA(images), DATA(index), DATA(keys), how, x->shape[0], DATA(mean), DATA(inverse_std),   \
-                             elements(mean) == 1, DATA(x), DATA(changed)));                                            \
+                             elements(mean) == 1, DATA(x), DATA(changed));                                             \
+            pick(DATA(labels), DATA(index), x->shape[0], DATA(t)));                                                    \
     }
 AUGMENTED_CALL(gather_u8)
 AUGMENTED_CALL(gather_u16)
@@ -314,6 +321,6 @@ PyMODINIT_FUNC PyInit__kernels(void)
     Py_DECREF(numpy);
     PyObject *module = array_type ? PyModule_Create(&definition) : NULL;
     /* Raised whenever what a function takes or does changes: a library that was built before is not to be trusted. */
-    if (module && PyModule_AddIntConstant(module, "VERSION", 5) < 0) Py_CLEAR(module);
+    if (module && PyModule_AddIntConstant(module, "VERSION", 6) < 0) Py_CLEAR(module);
     return module;
 }
