@@ -3,7 +3,8 @@
 /* --- gather + normalise: rows by number, from the file's type to standardised float32 --- */
 
 #define AHEAD 2    /* rows that are fetched while one is put together */
-#define FAR 16384  /* bytes that are fetched while one is converted */
+#define FAR 24576  /* bytes that are fetched while one is converted */
+#define ROOM 256   /* numbers behind those that are written whose place is fetched */
 #define START 4096 /* bytes of a row: the rest of a longer one the processor fetches by itself */
 
 /* Fetch the start of a row. No function: of one that only fetches GCC drops the calls, as they have no effect. */
@@ -26,13 +27,15 @@
     }
 
 /* Rows lie anywhere in memory, which takes longer to answer than it takes to convert one: so those some way ahead are
- * fetched into the second cache, where many answers may be under way at once, and the next one from there into the first. */
+ * fetched into the second cache, where many answers may be under way at once, and the next but one from there into the first.
+ * So is the place where the numbers go, which a step drives out of it. */
 #define CONVERT(NAME, N)                                                                                              \
     do {                                                                                                              \
         if (f < fetched) {                                                                                            \
             __builtin_prefetch(next + f, 0, 3);                                                                       \
             __builtin_prefetch(later + f, 0, 2);                                                                      \
         }                                                                                                             \
+        for (long room = ROOM; room < ROOM + line; room += 16) __builtin_prefetch(to + f + room, 1, 3);               \
         NAME##_span(from + f, to + f, N, mean + (scalar ? 0 : f), inverse_std + (scalar ? 0 : f), scalar);            \
     } while (0)
 
@@ -47,7 +50,7 @@
         for (long row = begin; row < end && row < begin + ahead; ++row) FETCH(images + index[row] * features, bytes, 2);\
         for (long row = begin; row < end; ++row) {                                                                    \
             const TYPE *from = images + index[row] * features;                                                        \
-            const TYPE *next = images + index[row + 1 < end ? row + 1 : row] * features;                              \
+            const TYPE *next = images + index[row + 2 < end ? row + 2 : row] * features;                              \
             const TYPE *later = images + index[row + ahead < end ? row + ahead : row] * features;                     \
             float *to = out + row * features;                                                                         \
             long f = 0;                                                                                               \
