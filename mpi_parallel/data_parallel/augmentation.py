@@ -1,6 +1,6 @@
 """Random changes of training images, off by default: shift, horizontal flip and erasing.
 
-What happens to an image is a pure function of its key, which is made of seed, epoch and position (order.row_keys), so
+What happens to an image is a pure function of its key, which is made of seed, epoch and position (order.Positions), so
 the ranks do not matter. Images are changed as they are in the file, before they are standardised, in the same pass.
 """
 

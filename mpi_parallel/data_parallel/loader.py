@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.data_parallel import order
 from mpi_parallel.data_parallel.dataset import ImageSet
 from mpi_parallel.data_parallel.digest import digest_of_parts, digest_of_rows, digest_of_streamed
 from mpi_parallel.data_parallel.memory import Budget, Shared
+from mpi_parallel.data_parallel.order import Positions
 from mpi_parallel.data_parallel.rows import Rows, streamed_rows
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
 from mpi_parallel.data_parallel.streaming import pieces, stream_shuffled
@@ -29,7 +29,7 @@ POSITIONS_AT_ONCE = 2**16  # of this rank: their order is worked out together
 
 @dataclass(slots=True)
 class Batch:
-    """This rank's rows of one step: their numbers among the rank's rows, and keys that name them (order.row_keys)."""
+    """This rank's rows of one step: their numbers among the rank's rows, and keys that name them (order.Positions)."""
 
     index: Array  # (b,) int64
     keys: Array  # (b,) uint32
@@ -86,10 +86,10 @@ class TrainingRows:
         if self.total < comm.size:
             raise InputError(f"{data.path}: {self.total} training rows for {comm.size} ranks: use fewer ranks")
         self.split, self.name = data.train, f"{data.path}:{data.train.images}"
-        self.kernels = best_kernels()  # of the host, which works out the order
         self.groups = groups or 1
         self.own_groups = block(groups, comm.size, comm.rank) if groups else range(1)
         self.shards: Sequence[int] = dealt(shards, comm.size, comm.rank) if groups is None else self._of_groups()
+        self.positions = Positions(self.shards, self.total, self.of, best_kernels())  # the host works out the order
         self.parts = {shard: block(self.total, shards, shard) for shard in self.shards}
         self.images, self._model = images, None if peers is None or peers.size == 1 else peers
         self.peers = None if self._model is None else _near(self._model, images)
@@ -123,21 +123,18 @@ class TrainingRows:
 
     def epoch(self, number: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
         """The rank's part of every step of an epoch (numbered from 0) from step `first` on; some parts may be empty."""
-        before = range(first * batch_size)
-        self.rows.rewind(number, len(order.positions_of(self.shards, self.total, self.of, before)) if first else 0)
+        positions = self.positions
+        self.rows.rewind(number, int(positions.below(min(first * batch_size, self.total))[0]))
         at_once = max(1, POSITIONS_AT_ONCE * self.of // max(1, len(self.shards)) // batch_size) * batch_size
         for begin in range(first * batch_size, self.total, at_once):
             span = range(begin, min(begin + at_once, self.total))
-            positions = order.positions_of(self.shards, self.total, self.of, span)
-            sequence, edges = order.grouped(positions, span, batch_size, self.groups, self.own_groups)
-            positions = positions[sequence]
-            keys = self.device.to_device(order.row_keys(positions, self.seed, number))
+            sequence, edges = positions.steps(span, batch_size, self.groups, self.own_groups)
+            keys = self.device.to_device(positions.keys(self.seed, number, span)[sequence])
             if self.holding == "resident":
-                theirs = self.shards, self.total, self.of, self.seed, number, span, self.kernels
-                local = order.local_order(*theirs)[sequence]
+                local = positions.rows(self.seed, number, span)[sequence]
             else:
                 most = min(batch_size, len(self.shards) * -(-batch_size // self.of))
-                local = self.rows.places(range(len(positions)), most)  # they come in this order
+                local = self.rows.places(range(len(keys)), most)  # they come in this order
             index = self.device.to_device(local)
             whole = index, keys
             for cuts in edges:

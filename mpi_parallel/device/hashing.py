@@ -27,17 +27,6 @@ def mix(x: Array) -> Array:
     return mixed
 
 
-def mix_in_place(x: Keys) -> Keys:
-    """The same without further arrays, of the host."""
-    shifted = x >> 16
-    for shift, factor in ((15, 0x7FEB352D), (16, 0x846CA68B)):
-        x ^= shifted
-        x *= np.uint32(factor)
-        np.right_shift(x, shift, out=shifted)
-    x ^= shifted
-    return x
-
-
 def combine(a: Array, b: Array | np.uint32) -> Array:
     """Random bits for each pair (a, b) of uint32 arrays that broadcast (1-D at least: NumPy warns of scalars)."""
     return mix(mix(a) + b)

@@ -16,7 +16,7 @@ from mpi_parallel.device.interface import Array, Augmentation, Raw
 MODULE, VERSION = "mpi_parallel.device._kernels", 6  # what module.c must call itself
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
 # Those that take the arguments that callers have are called without a detour, and products if we know the BLAS.
-AS_THEY_ARE = ("pick", "bias", "relu_gradient", "column_sums", "check", "sum_slots", "meet")
+AS_THEY_ARE = ("pick", "name_positions", "bias", "relu_gradient", "column_sums", "check", "sum_slots", "meet")
 PRODUCTS = ("linear", "input_gradient", "weight_gradient")
 RULES = ("sgd", "momentum", "adam")  # behind the public ones, which read the pace
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device.augmentation import augmented
-from mpi_parallel.device.hashing import Keys, permute
+from mpi_parallel.device.hashing import Keys, mix, permute
 from mpi_parallel.device.interface import Array, Augmentation, Raw
 
 
@@ -37,6 +37,12 @@ class RowExpressions:
         """image (P, C), in the host's memory, of the places from `first` on under the permutations of keys (C,), each
         counted from its start (C,)."""
         image[...] = permute(np.arange(first, first + len(image))[:, None], n, keys) + starts
+
+    def name_positions(self, keys: Keys, first: int, of: int, shards: NDArray[np.int64], salt: int) -> None:
+        """keys (P, C), in the host's memory, of the places from `first` on of `shards` (C,), of `of`: random bits of
+        the positions place * of + shard."""
+        positions = np.arange(first, first + len(keys))[:, None] * of + shards
+        keys[...] = mix(positions.astype(np.uint32) + np.uint32(salt))
 
     def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None:
         """The batch from place `cursor` (1,) int64 of a longer order on, which then stands behind it."""

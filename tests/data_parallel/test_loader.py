@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS
 from mpi_parallel.data_parallel.loader import Batch
-from mpi_parallel.data_parallel.order import local_order, row_keys
+from mpi_parallel.data_parallel.order import Positions
 from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.split import Split
@@ -72,8 +72,8 @@ class TestEpoch:
     def test_keys_name_each_row_by_its_position_in_the_epoch(self, path, rows, shards, batch_size):
         run, epoch = assemble(numbered(path, rows), world(), shards=shards, batch_size=batch_size, seed=5), 3
         used = [np.concatenate(parts) for parts in zip(*steps_of(run, epoch), strict=True)]
-        in_order = local_order(range(shards), rows, shards, 5, epoch)  # of one rank, whose rows are those of the file
-        expected = dict(zip(in_order.tolist(), row_keys(np.arange(rows), 5, epoch).tolist(), strict=True))
+        alone = Positions(range(shards), rows, shards)  # of one rank, whose rows are those of the file
+        expected = dict(zip(alone.rows(5, epoch).tolist(), alone.keys(5, epoch).tolist(), strict=True))
         assert dict(zip(*(part.tolist() for part in used), strict=True)) == expected
 
     @pytest.mark.parallel([1, 2, 3, 4])

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mpi_parallel.data_parallel.order import ORDER, grouped, local_order, positions_of, row_keys
+from mpi_parallel.data_parallel.order import NUMPY, ORDER, Positions
 from mpi_parallel.device.hashing import combine_int, permute
+from mpi_parallel.device.host import best_kernels
 from mpi_parallel.mpi.partition import block, dealt
 
 WORDS = st.integers(0, 2**32 - 1)
@@ -26,7 +27,8 @@ def rows_in_order(total: int, of: int, ranks: int, rank: int, seed: int, epoch: 
     """(positions, rows of the training split at them) of one rank's shards."""
     shards = dealt(of, ranks, rank)
     held = np.array([row for shard in shards for row in block(total, of, shard)], np.int64)
-    return positions_of(shards, total, of), held[local_order(shards, total, of, seed, epoch)]
+    positions = Positions(shards, total, of, best_kernels())
+    return positions.numbers(), held[positions.rows(seed, epoch)]
 
 
 def whole_order(total: int, of: int, ranks: int, seed: int, epoch: int):
@@ -95,7 +97,7 @@ class TestEpoch:
     @given(total=TOTALS, of=SHARDS, ranks=RANKS, rank=st.integers(0, 6))
     def test_positions_ascend(self, total, of, ranks, rank):
         assume(rank < ranks)
-        positions = positions_of(dealt(of, ranks, rank), total, of)
+        positions = Positions(dealt(of, ranks, rank), total, of).numbers()
         assert (np.diff(positions) > 0).all()
 
     @given(total=st.integers(1, 400), of=SHARDS)
@@ -134,20 +136,23 @@ class TestEpoch:
         assert abs(off_diagonal).max() < 5 / np.sqrt(1000)
 
 
-class TestRowKeys:
+def keys_of_all(total, seed, epoch):
+    return Positions(range(3), total, 3).keys(seed, epoch)
+
+
+class TestKeys:
     @given(seed=WORDS, epoch=st.integers(0, 10**6))
     def test_name_each_position_of_an_epoch(self, seed, epoch):
-        keys = row_keys(np.arange(2000), seed, epoch)
+        keys = keys_of_all(2000, seed, epoch)
         assert keys.dtype == np.uint32
         assert len(np.unique(keys)) == 2000
 
     def test_of_some_positions_are_those_of_all(self):
-        keys = row_keys(np.arange(100), 5, 6)
-        some = np.array([3, 97, 41])
-        assert np.array_equal(row_keys(some, 5, 6), keys[some])
+        some = Positions([1, 4], 100, 7)
+        assert np.array_equal(some.keys(5, 6), keys_of_all(100, 5, 6)[some.numbers()])
 
     def test_differ_between_epochs_and_seeds(self):
-        keys = [row_keys(np.arange(1000), seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+        keys = [keys_of_all(1000, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
         assert len(np.unique(keys)) > 3990  # four in 2^32 may meet
 
 
@@ -160,14 +165,36 @@ def test_groups_of_a_step_do_not_depend_on_the_ranks(total, batch_size, groups, 
     for rank in range(ranks):
         own = block(groups, ranks, rank)
         mine = [shard for shard in range(shards) if shard % groups in own]
-        positions = positions_of(mine, total, shards)
-        sequence, edges = grouped(positions, range(total), batch_size, groups, own)
+        positions = Positions(mine, total, shards)
+        sequence, edges = positions.steps(range(total), batch_size, groups, own)
         assert len(edges) == steps
         for step, cuts in enumerate(edges):
             for group, (start, stop) in zip(own, pairwise(cuts), strict=True):
-                seen[step, group] = positions[sequence][start:stop].tolist()
+                seen[step, group] = positions.numbers()[sequence][start:stop].tolist()
     for step in range(steps):
         span = range(step * batch_size, min((step + 1) * batch_size, total))
         for group in range(groups):
             assert seen.pop((step, group)) == [p for p in span if p % groups == group]
     assert not seen
+
+
+@given(st.integers(1, 400), SHARDS, RANKS, st.integers(1, 50), st.data())
+def test_a_span_is_a_part_of_the_whole(total, of, ranks, batch_size, data):
+    """All of a span, by whichever kernels, is what the whole epoch has there, and the edges are those of its steps."""
+    first = data.draw(st.integers(0, (total - 1) // batch_size))
+    span = range(first * batch_size, min(total, (first + data.draw(st.integers(1, 9))) * batch_size))
+    rank = data.draw(st.integers(0, ranks - 1))
+    for kernels in (NUMPY, best_kernels()):
+        own = Positions(dealt(of, ranks, rank), total, of, kernels)
+        numbers = own.numbers()
+        there = (numbers >= span.start) & (numbers < span.stop)
+        assert np.array_equal(own.numbers(span), numbers[there])
+        assert np.array_equal(own.rows(1, 2, span), own.rows(1, 2)[there])
+        assert np.array_equal(own.keys(1, 2, span), own.keys(1, 2)[there])
+        assert np.diff(own.below(span.start, span.stop)) == there.sum()
+        sequence, edges = own.steps(span, batch_size)
+        steps = [numbers[there][sequence][start:stop].tolist() for start, stop in edges]
+        assert steps == [
+            [p for p in numbers if t * batch_size <= p < (t + 1) * batch_size]
+            for t in range(first, -(-span.stop // batch_size))
+        ]

@@ -15,7 +15,7 @@ from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.evaluation import evaluation_rows
 from mpi_parallel.data_parallel.loader import TrainingRows, class_count
 from mpi_parallel.data_parallel.memory import Budget
-from mpi_parallel.data_parallel.order import positions_of
+from mpi_parallel.data_parallel.order import Positions
 from mpi_parallel.data_parallel.streaming import stream_in_order, stream_shuffled
 from mpi_parallel.data_parallel.windows import Cut, cut_of, row_bytes, shuffled
 from mpi_parallel.device import Host
@@ -65,7 +65,7 @@ def order_of(split, of, ranks, epoch, window, seed=0, memory=float("inf"), at_on
         parts = {shard: block(len(split), of, shard) for shard in shards}
         stream = stream_shuffled(split, parts, of, seed, Budget(memory, "streaming", window), ALONE)
         try:
-            order[positions_of(shards, len(split), of)] = rows_of(stream, epoch, at_once)
+            order[Positions(shards, len(split), of).numbers()] = rows_of(stream, epoch, at_once)
         finally:
             stream.close()
     return order

@@ -142,6 +142,13 @@ FUNCTION(permute)
                 DATA(starts)));
 }
 
+FUNCTION(name_positions)
+{
+    TAKES(5);
+    ARRAY(keys, 0); WHOLE(first, 1); WHOLE(of, 2); ARRAY(shards, 3); WHOLE(salt, 4);
+    RUN(name_positions(DATA(keys), keys->shape[0], keys->shape[1], first, of, DATA(shards), (unsigned)salt));
+}
+
 /* --- layers --- */
 
 FUNCTION(set_sgemm)
@@ -303,7 +310,7 @@ FUNCTION(threads)
 
 static PyMethodDef methods[] = {
     LISTED(gather_u8), LISTED(gather_u16), LISTED(gather_f32), LISTED(gather_u8_augmented), LISTED(gather_u16_augmented),
-    LISTED(gather_f32_augmented), LISTED(pick), LISTED(permute), LISTED(set_sgemm),
+    LISTED(gather_f32_augmented), LISTED(pick), LISTED(permute), LISTED(name_positions), LISTED(set_sgemm),
     LISTED(linear), LISTED(input_gradient), LISTED(weight_gradient), LISTED(bias), LISTED(relu_gradient),
     LISTED(column_sums), LISTED(to_bfloat16), LISTED(to_float16), LISTED(to_tf32), LISTED(pack_bfloat16), LISTED(pack_float16),
     LISTED(unpack_bfloat16), LISTED(unpack_float16), LISTED(dropout),

@@ -188,3 +188,19 @@ void permute(int64_t *image, long rows, long columns, long apart, long first, lo
 {
     SHARE(rows, 8 * columns, permute_part(image, begin, end, columns, apart, first, (unsigned)n, half, keys, starts));
 }
+
+VECTORS static void name_part(uint32_t *restrict keys, long begin, long end, long columns, long first, long of,
+                              const int64_t *restrict shards, unsigned salt)
+{
+    for (long row = begin; row < end; ++row) {
+        unsigned place = (unsigned)((first + row) * of) + salt;
+        _Pragma("omp simd") for (long c = 0; c < columns; ++c)
+            keys[row * columns + c] = mp_mix(place + (unsigned)shards[c]);
+    }
+}
+
+/* The keys of the places first, first + 1, ... (a row each) of these of so many shards, by their positions in the epoch */
+void name_positions(uint32_t *keys, long rows, long columns, long first, long of, const int64_t *shards, unsigned salt)
+{
+    SHARE(rows, columns, name_part(keys, begin, end, columns, first, of, shards, salt));
+}
