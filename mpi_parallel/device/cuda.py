@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpi_parallel.device import nccl
-from mpi_parallel.device.cublaslt import WORKSPACE, CublasLt, LtError, load
+from mpi_parallel.device.cublaslt import CublasLt
+from mpi_parallel.device.cublaslt_library import WORKSPACE, LtError, load
 from mpi_parallel.device.cuda_choice import choose, driver_complaint, import_cupy
 from mpi_parallel.device.cuda_kernels import address
 from mpi_parallel.device.cuda_products import CudaProducts

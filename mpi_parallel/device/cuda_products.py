@@ -11,18 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mpi_parallel.device.cublaslt import (
-    BGRADA,
-    BIAS,
-    DRELU,
-    FLOAT32,
-    PLAIN,
-    RELU_AUX_BIAS,
-    RELU_BIAS,
-    CublasLt,
-    Matrix,
-    mask_ld,
-)
+from mpi_parallel.device.cublaslt import CublasLt, Matrix, mask_ld
+from mpi_parallel.device.cublaslt_library import BGRADA, BIAS, DRELU, FLOAT32, PLAIN, RELU_AUX_BIAS, RELU_BIAS
 from mpi_parallel.device.cuda_kernels import CudaKernels, address
 from mpi_parallel.device.interface import Array
 

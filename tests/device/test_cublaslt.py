@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpi_parallel.device import cublaslt as lt
-from mpi_parallel.device.cublaslt import CublasLt
+from mpi_parallel.device import cublaslt_library as lt
+from mpi_parallel.device.cublaslt import CublasLt, Problem, mask_ld
 from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_products import CudaProducts
 from mpi_parallel.device.expressions import Expressions
@@ -161,7 +161,7 @@ def test_a_library_that_fails_is_told():
 
 @pytest.mark.parametrize(("width", "bits"), [(1, 128), (128, 128), (129, 256)])
 def test_columns_of_a_mask(width, bits):
-    assert lt.mask_ld(width) == bits
+    assert mask_ld(width) == bits
 
 
 def wheel(pattern: str) -> Path:
@@ -203,7 +203,7 @@ class TestAgainstTheRealLibrary:
         product = CublasLt.__new__(CublasLt)  # whose creation would need one
         product.library = library
         operand = ("float32", 4, 8, 4, 16)
-        problem = lt.Problem(operand, operand, operand, (True, False), lt.RELU_AUX_BIAS, False, True, lt.FLOAT32)
+        problem = Problem(operand, operand, operand, (True, False), lt.RELU_AUX_BIAS, False, True, lt.FLOAT32)
         description = product._describe(problem, 130)
         product._point(description, 4096, 8192)
         expected = {lt.TRANSA: 1, lt.TRANSB: 0, lt.EPILOGUE: 134, lt.BIAS_POINTER: 4096, lt.AUX_POINTER: 8192,

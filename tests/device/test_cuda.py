@@ -7,7 +7,7 @@ import pytest
 
 from mpi_parallel.config.learning import OptimizerOptions
 from mpi_parallel.data_parallel.memory import Budget
-from mpi_parallel.device import Host, cublaslt, cuda, open_device
+from mpi_parallel.device import Host, cublaslt_library, cuda, open_device
 from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_choice import explain, gpu_map
 from mpi_parallel.nn.optimizers import RULES
@@ -138,7 +138,7 @@ class TestReplayedSteps:
         path, rule = write_image_set(tmp_path / "set.h5", train=61), OptimizerOptions(lr=0.01)
         settings = {**BASE, "optimizer": "adam"}
         other, expected = told_by_the_host(path, settings, rule)
-        refused = tuple(getattr(cublaslt, name) for name in missing if name != "library")
+        refused = tuple(getattr(cublaslt_library, name) for name in missing if name != "library")
         device = opened(monkeypatch, installed(monkeypatch), "library" not in missing, refused)
         with caplog.at_level("INFO", logger="mpi_parallel"):
             run, _, totals = taken_by(device, path, settings, rule)
@@ -300,7 +300,7 @@ class TestMistakes:
 
     def test_a_product_that_fails_is_a_gpu_that_fails(self, monkeypatch):
         opened(monkeypatch, installed(monkeypatch))
-        assert "--resume auto" in explain(cublaslt.LtError("cublasLtMatmulDescCreate answers with status 14"))
+        assert "--resume auto" in explain(cublaslt_library.LtError("cublasLtMatmulDescCreate answers with status 14"))
 
     def test_a_gpu_that_fails_is_told_with_what_to_do(self, monkeypatch):
         opened(monkeypatch, installed(monkeypatch))
