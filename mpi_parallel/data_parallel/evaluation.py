@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from mpi_parallel.data_parallel.memory import Budget
-from mpi_parallel.data_parallel.rows import Rows, streamed_rows
+from mpi_parallel.data_parallel.rows import Rows, bytes_of_row, streamed_rows
 from mpi_parallel.data_parallel.scaling import Scaler
 from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.data_parallel.streaming import stream_in_order
-from mpi_parallel.data_parallel.windows import row_bytes
 from mpi_parallel.device import Device
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
@@ -33,7 +32,7 @@ def evaluation_rows(
         return None
     part = evaluation_part(split, comm)
     seen = split if images else split.without_images()
-    if (budget or Budget()).fits(len(part) * row_bytes(seen)):
+    if (budget or Budget()).fits(len(part) * bytes_of_row(seen, device)):
         return Rows(*seen.read(part), scaler, device)
     return streamed_rows(stream_in_order(split, part, images), split.largest_label(part), scaler, device)
 

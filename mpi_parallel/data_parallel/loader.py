@@ -14,10 +14,9 @@ from mpi_parallel.data_parallel.dataset import ImageSet
 from mpi_parallel.data_parallel.digest import digest_of_parts, digest_of_rows, digest_of_streamed
 from mpi_parallel.data_parallel.memory import Budget, Shared
 from mpi_parallel.data_parallel.order import Positions
-from mpi_parallel.data_parallel.rows import Rows, streamed_rows
+from mpi_parallel.data_parallel.rows import Rows, bytes_of_row, streamed_rows
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
 from mpi_parallel.data_parallel.streaming import pieces, stream_shuffled
-from mpi_parallel.data_parallel.windows import row_bytes
 from mpi_parallel.device import Array, Augmentation, Device
 from mpi_parallel.device.host import best_kernels
 from mpi_parallel.mpi.communicator import Communicator
@@ -95,8 +94,8 @@ class TrainingRows:
         self.peers = None if self._model is None else _near(self._model, images)
         self._shared: list[Shared] = []
         self._seen = data.train if images else data.train.without_images()
-        held = sum(map(len, self.parts.values())) * row_bytes(self._seen)
-        self.bytes = held // (self.peers.size if self.peers else 1)
+        held = sum(map(len, self.parts.values())) * bytes_of_row(self._seen, device)
+        self.bytes = held // (self.peers.size if self.peers and device.kind == "cpu" else 1)  # a GPU has its own copy
         self.budget = budget or Budget()
         fits = not comm.maximum(int(not self.budget.fits(self.bytes)))
         if self._model is not None:
@@ -144,10 +143,14 @@ class TrainingRows:
 
     def free(self) -> None:
         """Give back what is shared with peers; the rows are dead. All ranks together."""
-        for array in self._shared:
-            array.free()
+        self._give_back()
         if self.peers is not None:
             self.peers.free()
+
+    def _give_back(self) -> None:
+        for array in self._shared:
+            array.free()
+        self._shared = []
 
     def _of_groups(self) -> Sequence[int]:
         """All shards of this rank's groups."""
@@ -170,6 +173,8 @@ class TrainingRows:
         labels.settle()
         self._know(data, held, lambda: self._digests(held, labels.array))
         self.rows: Rows = Rows(images.array, labels.array, self.scaler, self.device, augment)
+        if self.device.kind != "cpu":  # which has a copy in memory of its own
+            self._give_back()
 
     def _know(self, data: ImageSet, shards: Mapping[int, Any], digests: Callable[[], Mapping[int, bytes]]) -> None:
         """Find scaler and digest of all ranks' rows, where there are images; the others are told."""

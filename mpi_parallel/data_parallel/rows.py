@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.scaling import Scaler
+from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.data_parallel.streaming import Beside, Stream
+from mpi_parallel.data_parallel.windows import row_bytes
 from mpi_parallel.device import Array, Augmentation, Device, Raw
 from mpi_parallel.device.places import BATCHES_AT_HAND, Landing, Taken
 from mpi_parallel.device.workspace import Workspace
@@ -179,6 +181,12 @@ def _held_as(dtype: np.dtype[Any], device: Device) -> np.dtype[Any]:
     """The type in which a device keeps images that have this one in the file: the same where its kernels read that."""
     types = device.kernels.file_types
     return dtype if types is None or dtype in types else np.dtype(np.float32)
+
+
+def bytes_of_row(split: Split, device: Device) -> int:
+    """What a row of the split takes where the device keeps it."""
+    wider = _held_as(split.dtype, device).itemsize - split.dtype.itemsize
+    return row_bytes(split) + max(0, wider) * split.features
 
 
 def streamed_rows(

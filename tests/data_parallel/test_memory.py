@@ -8,10 +8,12 @@ from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.data_parallel.loader import TrainingRows
 from mpi_parallel.data_parallel.memory import SHARE, Budget, Shared, available, budget_of
+from mpi_parallel.data_parallel.rows import bytes_of_row
 from mpi_parallel.device import Host
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options.values import bytes_of, memory_size
 from tests.assembly import ALONE, world
+from tests.device.strict import Strict
 from tests.samples import write_image_set
 
 
@@ -97,3 +99,18 @@ def test_peers_keep_one_copy_of_the_same_rows(shared_path):
     assert np.array_equal(together.rows.labels, alone.rows.labels)
     assert np.array_equal(together.scaler.mean, alone.scaler.mean)
     assert together.bytes == alone.bytes // peers.size
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_device_with_memory_of_its_own_has_all_of_them_as_wide_as_it_needs(shared_path):
+    """Its ranks share no copy with others, and the host keeps none."""
+    path = write_image_set(shared_path / f"set-{world().rank}.h5", train=40, dtype=np.int8)
+    data, device = open_image_set(DataOptions(data=str(path)), 0, ALONE), Strict()
+    for readable, width in ((None, 1), ({np.dtype(np.int8)}, 1), ({np.dtype(np.uint8)}, 4)):
+        device.kernels.file_types = readable
+        training = TrainingRows(data, 4, 0, ALONE, device, peers=world())
+        assert training.bytes == 40 * (12 * width + 4)
+        assert training.rows.images.dtype.itemsize == width
+        assert not training._shared
+        training.free()
+        assert bytes_of_row(data.train, Host()) == 12 + 4
