@@ -25,6 +25,10 @@ from mpi_parallel.options import InputError
 
 POSITIONS_AT_ONCE = 2**16  # of this rank: their order is worked out together
 
+BATCHES_AT_ONCE = (
+    256  # are put together: one by one, between steps that empty the caches, each takes four times as long
+)
+
 
 @dataclass(slots=True)
 class Batch:
@@ -136,10 +140,14 @@ class TrainingRows:
                 local = self.rows.places(range(len(keys)), most)  # they come in this order
             index = self.device.to_device(local)
             whole = index, keys
-            for cuts in edges:
-                first, last = cuts[0], cuts[-1]
-                within = [cut - first for cut in cuts] if self.groups > 1 else None
-                yield Batch(index[first:last], keys[first:last], within, whole, first)
+            for some in range(0, len(edges), BATCHES_AT_ONCE):
+                yield from [self._batch(whole, cuts) for cuts in edges[some : some + BATCHES_AT_ONCE]]
+
+    def _batch(self, whole: tuple[Array, Array], cuts: Sequence[int]) -> Batch:
+        """The one between these edges of its groups in index and keys."""
+        first, last = cuts[0], cuts[-1]
+        within = [cut - first for cut in cuts] if self.groups > 1 else None
+        return Batch(whole[0][first:last], whole[1][first:last], within, whole, first)
 
     def free(self) -> None:
         """Give back what is shared with peers; the rows are dead. All ranks together."""
