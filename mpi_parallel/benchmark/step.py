@@ -154,7 +154,7 @@ class Numbered:
 
 def _steps(engine: Replica, merger: Merger, optimizer: Optimizer, config: StepConfig) -> Callable[[Batch], None]:
     """Steps as a run on this device takes them."""
-    if engine.store.device.kind == "cpu" or why_not(engine, merger, optimizer):
+    if engine.store.device.kind == "cpu" or why_not(engine, merger):
 
         def told(batch: Batch) -> None:
             train_step(engine, batch, merger, optimizer, 1e-3)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device import Array, Pace
+from mpi_parallel.device.relay import Mirror, Relay, in_turn
 from mpi_parallel.nn.store import ParameterStore
 
 Total = Callable[[NDArray[np.float64]], None]
@@ -41,6 +43,13 @@ class Optimizer(ABC):
 
     def apply(self, owned: slice, pace: Pace | Array, total: Total | None = None) -> None:
         """The same at a pace that the device keeps by itself (device/interface.py): nothing here waits for it."""
+        self._take(owned, pace)
+
+    def relay(self, owned: slice, pace: Pace | Array, total: Total | None = None) -> Relay:
+        """How device and host do that in turn."""
+        return Relay(partial(self._take, owned, pace))
+
+    def _take(self, owned: slice, pace: Pace | Array) -> None:
         state = (array[owned] for array in self.state.values())
         self.update(self.store.weights[owned], self.store.terms[:, owned], pace, *state)
 
@@ -99,22 +108,34 @@ class LAMB(Adam):
         super().__init__(store, weight_decay)
         self.r: Array = store.device.xp.zeros(store.size, np.float32)
         self.squares: Array = store.device.xp.zeros((len(store.parameters), 2), np.float64)  # of w and r, by parameter
+        self._everyones = Mirror(store.device, self.squares)
 
     def apply(self, owned: slice, pace: Pace | Array, total: Total | None = None) -> None:
+        self.relay(owned, pace, total).run(self.store.device)
+
+    def relay(self, owned: slice, pace: Pace | Array, total: Total | None = None) -> Relay:
+        direct, step = partial(self._direct, owned, pace), partial(self._take, owned, pace)
+        if total is None:
+            return Relay(direct, None, step)
+        squares = self._everyones
+        return Relay(in_turn(direct, squares.fetch), partial(total, squares.values), in_turn(squares.put, step))
+
+    def _direct(self, owned: slice, pace: Pace | Array) -> None:
+        """The direction, and what there is of the norms."""
         w, r = self.store.weights, self.r
         m, v = (array[owned] for array in self.state.values())
         constants = (self.beta1, self.beta2, self.epsilon, self.weight_decay)
         self.kernels.lamb(r[owned], w[owned], m, v, self.store.terms[:, owned], pace, *constants)
-        parts = [_overlap(parameter.span, owned) for parameter in self.store.parameters.values()]
-        for part, squares in zip(parts, self.squares, strict=True):
+        for part, squares in zip(self._parts(owned), self.squares, strict=True):
             self.kernels.squares(w[part], squares[:1])
             self.kernels.squares(r[part], squares[1:])
-        if total is not None:
-            values = self.store.device.to_host(self.squares)
-            total(values)
-            self.store.device.refill(self.squares, values)
-        for part, squares in zip(parts, self.squares, strict=True):
-            self.kernels.trust(w[part], r[part], squares, pace)
+
+    def _take(self, owned: slice, pace: Pace | Array) -> None:
+        for part, squares in zip(self._parts(owned), self.squares, strict=True):
+            self.kernels.trust(self.store.weights[part], self.r[part], squares, pace)
+
+    def _parts(self, owned: slice) -> list[slice]:
+        return [_overlap(parameter.span, owned) for parameter in self.store.parameters.values()]
 
 
 def _overlap(span: slice, owned: slice) -> slice:

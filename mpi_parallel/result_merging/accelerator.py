@@ -10,10 +10,10 @@ import math
 import platform
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpi_parallel.device import Array
 from mpi_parallel.device.places import MakeCollectives
+from mpi_parallel.device.relay import Relay
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.cuda_probe import probe
 from mpi_parallel.nn.store import TAIL, ParameterStore
@@ -22,7 +22,6 @@ from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
 from mpi_parallel.result_merging.pinned import Pinned
-from mpi_parallel.result_merging.relay import Relay
 
 
 class Nccl(Merger):
@@ -56,6 +55,7 @@ class NcclSharded(Nccl):
     """As Sharded, by the GPUs: reduce-scatter of gradients, a share of the step each, all-gather of weights."""
 
     name = "sharded"
+    divides = True
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Moves the store into arrays that have room for equal shares."""
@@ -78,9 +78,6 @@ class NcclSharded(Nccl):
 
     def norm(self) -> float:
         return math.sqrt(self.comm.total(self._squares(self.owned)))
-
-    def total(self, sums: NDArray[np.float64]) -> None:
-        self.comm.on_host().sum(sums)
 
     def relay_squares(self, squares: Array) -> Relay:
         return super().relay_squares(squares)._replace(receive=lambda: self.gpus.sum(squares))

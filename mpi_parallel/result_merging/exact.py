@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device import Array
+from mpi_parallel.device.relay import Mirror, Relay, nothing
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import TAIL, ParameterStore
 from mpi_parallel.result_merging.merger import Merger, in_order
 from mpi_parallel.result_merging.metrics import Totals
-from mpi_parallel.result_merging.relay import Mirror, Relay, nothing, shares_of
+from mpi_parallel.result_merging.sharded import shares_of
 from mpi_parallel.result_merging.tree import Collector, Forest
 
 
@@ -128,7 +129,7 @@ class ExactShares(Relayed):
 
     def __init__(self, store: ParameterStore, comm: Communicator, groups: int) -> None:
         super().__init__(store, comm, groups)
-        self.owned = comm.share(store.size)
+        self.owned, self.divides = comm.share(store.size), comm.size > 1
         width = self.owned.stop - self.owned.start if comm.size > 1 else 0
         self._theirs = Mirror(store.device, self.xp.zeros((self.forest.rows, width), np.float32))
         self._tails = np.zeros((self.forest.rows, TAIL), np.float32)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from mpi_parallel.device.relay import Mirror, Relay
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
-from mpi_parallel.result_merging.relay import Mirror, Relay
 from mpi_parallel.result_merging.wire import Wire
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device import Array
+from mpi_parallel.device.relay import Relay
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import Parameter, ParameterStore
 from mpi_parallel.result_merging.metrics import Totals
-from mpi_parallel.result_merging.relay import Relay
 
 
 class Merger(ABC):
@@ -25,6 +25,7 @@ class Merger(ABC):
     """
 
     name: str  # as --merge has it
+    divides = False  # whether ranks own slices, though perhaps one all and the others none
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Of the store, which is alike on all ranks of `comm`."""
@@ -76,7 +77,7 @@ class Merger(ABC):
 
     def total(self, sums: NDArray[np.float64]) -> None:
         """Sum numbers, in place, over the ranks that own the other slices; nothing to do for who owns everything."""
-        if self.owned != slice(0, self.store.size):
+        if self.divides:
             self.comm.on_host().sum(sums)
 
     def publish(self) -> None:  # noqa: B027, where every rank takes the whole step there is nothing to do

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device.host import best_kernels
+from mpi_parallel.device.relay import Relay, nothing
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import share
 from mpi_parallel.mpi.window import SharedWindow, aligned
@@ -21,7 +22,6 @@ from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
-from mpi_parallel.result_merging.relay import Relay, nothing
 
 
 class Pinned(Merger):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mpi_parallel.device import Array
+from mpi_parallel.device import Array, Device
+from mpi_parallel.device.relay import Mirror, Relay
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
-from mpi_parallel.result_merging.relay import Mirror, Relay, shares_of
 
 
 class Sharded(Merger):
@@ -22,7 +21,7 @@ class Sharded(Merger):
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         super().__init__(store, comm)
-        self.owned, self.host = comm.share(store.size), comm.on_host()
+        self.owned, self.divides, self.host = comm.share(store.size), comm.size > 1, comm.on_host()
         self._mine = np.empty(self.owned.stop - self.owned.start, np.float32)  # where MPI puts my slice of the sum
         self._merged, self._tail = Mirror(store.device, store.merged), slice(store.size, len(store.merged))
         self._weights = shares_of(store.weights, self.owned, store.device, self.host)
@@ -51,10 +50,6 @@ class Sharded(Merger):
         """From the squares of all slices."""
         return math.sqrt(self.comm.total(self._squares(self.owned)))
 
-    def total(self, sums: NDArray[np.float64]) -> None:
-        """Over all ranks, also when one owns the whole of a tiny store."""
-        self.host.sum(sums)
-
     def publish(self) -> None:
         """Every rank gets the slices that the others have updated."""
         self._weights.run(self.store.device)
@@ -68,3 +63,11 @@ class Sharded(Merger):
     def _take(self) -> None:
         self._merged.put(self.owned)
         self._merged.put(self._tail)
+
+
+def shares_of(array: Array, owned: slice, device: Device, host: Communicator) -> Relay:
+    """How all ranks of `host` get what each has in its share of the array, for which `owned` is this one's."""
+    if host.size == 1:
+        return Relay()
+    mirror = Mirror(device, array)
+    return Relay(lambda: mirror.fetch(owned), lambda: host.gather_shares(mirror.values), mirror.put)

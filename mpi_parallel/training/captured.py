@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -34,12 +33,12 @@ from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device import Array
 from mpi_parallel.device.interface import BEGUN, GOOD, HELD, LOSS_SCALE, PACE, SCALE, TAKEN, Schedule
 from mpi_parallel.device.places import BATCHES_AT_HAND
+from mpi_parallel.device.relay import Relay, Work, in_turn
 from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.nn.precision import PATIENCE
 from mpi_parallel.nn.store import SAVE, STOP, TAIL
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
-from mpi_parallel.result_merging.relay import Relay, Work
 from mpi_parallel.training.ahead import Steps
 from mpi_parallel.training.log import logger
 
@@ -182,15 +181,16 @@ class CapturedSteps(Steps):
             if relay.exchange is not None:
                 parts.append([])
             parts[-1].append(relay.receive)
-        shape.eager = [partial(_one_after_the_other, part) for part in parts]
+        shape.eager = [in_turn(*part) for part in parts]
         return shape
 
     def _in_turn(self) -> list[Relay]:
         """What follows the gradient: merging, the norm, the update, everyone's weights."""
-        merging, update = self.merger.relay(), Relay(self._update)
+        merger, merging = self.merger, self.merger.relay()
         assert merging is not None
-        norm = [] if self.squares is None else [self.merger.relay_squares(self.squares)]
-        return [merging, *norm, update, self.merger.relay_weights()]
+        norm = [] if self.squares is None else [merger.relay_squares(self.squares)]
+        update = self.optimizer.relay(merger.owned, self.pace, merger.total if merger.divides else None)
+        return [merging, *norm, Relay(self._advance), update, merger.relay_weights()]
 
     def _front(self, batch: Batch) -> None:
         self.device.kernels.deal(*self._order, self.cursor, batch.index, batch.keys)
@@ -198,9 +198,8 @@ class CapturedSteps(Steps):
         if self.merger.comm.size > 1:  # else the host knows
             self.device.put(self._asked, self.store.tail[STOP : SAVE + 1])
 
-    def _update(self) -> None:
+    def _advance(self) -> None:
         self.device.kernels.advance(self.pace, self.store.tail, self.squares, self.schedule, self._told)
-        self.optimizer.apply(self.merger.owned, self.pace)
 
     def _follow(self, batch: Batch) -> None:
         """Have the order that the batch is cut from in memory that stays, and the cursor where the batch begins."""
@@ -230,8 +229,3 @@ class CapturedSteps(Steps):
         assert bool(pace[HELD]) == (not finite and not skipped)
         flags = stop > 0 or step.stop, finite, skipped, save > 0 or step.save
         return Totals(loss, int(correct), int(count), *flags)
-
-
-def _one_after_the_other(works: Iterable[Work]) -> None:
-    for work in works:
-        work()

@@ -6,7 +6,7 @@ from mpi_parallel.config import TrainConfig
 from mpi_parallel.data_parallel.replica import Replica
 from mpi_parallel.device.interface import Schedule
 from mpi_parallel.nn.mlp import MLP
-from mpi_parallel.nn.optimizers import LAMB, Optimizer
+from mpi_parallel.nn.optimizers import Optimizer
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.training.ahead import Steps
 from mpi_parallel.training.captured import AHEAD, CapturedSteps
@@ -21,7 +21,7 @@ def open_steps(
     """Who takes the steps of a run of `total`, of which `begun` are behind: the device, or the host call by call."""
     rule, device = options.optimizer, engine.store.device
     if device.kind != "cpu":
-        reason = why_not(engine, merger, optimizer)
+        reason = why_not(engine, merger)
         if reason is None:
             assert isinstance(engine, Replica)
             assert isinstance(merger, Merger)
@@ -32,12 +32,10 @@ def open_steps(
     return HostSteps(engine, merger, optimizer, rule, total)
 
 
-def why_not(engine: Engine, merger: StepMerger, optimizer: Optimizer) -> str | None:
+def why_not(engine: Engine, merger: StepMerger) -> str | None:
     """Why a device cannot take the steps at its own pace; None where it can."""
     if not (isinstance(engine, Replica) and isinstance(engine.model, MLP) and isinstance(merger, Merger)):
         return "the model is split over ranks, which talk within a step"
     if merger.relay() is None:
-        return f"--merge {merger.name} leaves the sums to MPI"
-    if isinstance(optimizer, LAMB) and merger.owned != slice(0, engine.store.size):
-        return "lamb sums norms over the ranks that own shares of a layer"
+        return f"--merge {merger.name} sends during backward"
     return None

@@ -70,7 +70,7 @@ def train(run, steps):
 
 
 def captured(run, graphs):
-    assert why_not(run.engine, run.merger, run.optimizer) is None
+    assert why_not(run.engine, run.merger) is None
     schedule = Schedule(RULE.lr, False, RULE.warmup, STEPS, RULE.clip_norm)
     return CapturedSteps(run.engine, run.merger, run.optimizer, schedule, graphs)
 
@@ -97,6 +97,25 @@ def test_ranks_train_as_one_and_replays_as_eager_steps(path, device, merge):
         run.merger.close()
     np.testing.assert_array_equal(weights["replayed"], weights["eager"])
     np.testing.assert_allclose(weights["host"], weights["eager"], atol=1e-6)
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("merge", ["sharded", "shares by MPI", "flat"])
+def test_lamb_is_replayed_also_where_ranks_own_parts_of_a_layer(path, device, merge):
+    settings = {**SETTINGS, "optimizer": "lamb", "weight_decay": 0.01}
+    alone = assemble(path, ALONE, **settings)
+    expected = train(alone, by_the_host(alone))
+    weights = []
+    for graphs in (True, False):
+        run = assembled(path, device, merge, **settings)
+        steps = captured(run, graphs)
+        totals = train(run, steps)
+        assert steps.replays == graphs
+        np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=2e-3)
+        np.testing.assert_allclose(run.weights(), alone.weights(), atol=2e-3)
+        weights.append(run.weights())
+        run.merger.close()
+    np.testing.assert_array_equal(*weights)
 
 
 @pytest.mark.parallel([4])

@@ -28,7 +28,7 @@ def path(shared_path):
 
 
 def steps_of(run, clip=RULE.clip_norm, graphs=True):
-    assert why_not(run.engine, run.merger, run.optimizer) is None
+    assert why_not(run.engine, run.merger) is None
     return CapturedSteps(
         run.engine, run.merger, run.optimizer, Schedule(RULE.lr, False, RULE.warmup, STEPS, clip), graphs
     )

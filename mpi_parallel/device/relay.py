@@ -1,4 +1,4 @@
-"""What a merger has the device and the host do in turn, so that a device can take its own part all by itself.
+"""What device and host do in turn, so that a device can take its own part of a step all by itself.
 
     device    send  |            |  receive
     host            |  exchange  |
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mpi_parallel.device import Array, Device
-from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.device.interface import Array
+from mpi_parallel.device.places import Device
 
 Work = Callable[[], None]
 ALL = slice(None)
@@ -20,6 +20,16 @@ ALL = slice(None)
 
 def nothing() -> None:
     """There is nothing to do."""
+
+
+def in_turn(*works: Work) -> Work:
+    """One after the other, as one."""
+
+    def all_of_them() -> None:
+        for work in works:
+            work()
+
+    return all_of_them
 
 
 class Relay(NamedTuple):
@@ -55,11 +65,3 @@ class Mirror:
         """Have the device take this part."""
         if self.there:
             self.device.put(self.values[part], self.array[part])
-
-
-def shares_of(array: Array, owned: slice, device: Device, host: Communicator) -> Relay:
-    """How all ranks of `host` get what each has in its share of the array, for which `owned` is this one's."""
-    if host.size == 1:
-        return Relay()
-    mirror = Mirror(device, array)
-    return Relay(lambda: mirror.fetch(owned), lambda: host.gather_shares(mirror.values), mirror.put)
