@@ -7,17 +7,19 @@ given addresses of a GPU's memory only after a process of its own has tried that
 from __future__ import annotations
 
 import math
-import platform
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from mpi_parallel.device import Array
-from mpi_parallel.device.places import MakeCollectives
 from mpi_parallel.device.relay import Relay
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.cuda_probe import probe
 from mpi_parallel.nn.store import TAIL, ParameterStore
 from mpi_parallel.options import InputError
+from mpi_parallel.result_merging.chips import open_collectives
+from mpi_parallel.result_merging.exact_nccl import ExactNccl
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
@@ -32,13 +34,7 @@ class Nccl(Merger):
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Raises InputError, on all ranks alike, where the ranks have no GPU each or no NCCL."""
         super().__init__(store, comm)
-        make = _check_chips(store, comm, self.name)
-        host = comm.on_host()
-
-        def agree(mine: bytes) -> bytes:
-            return host.broadcast(np.frombuffer(mine, np.uint8) if comm.rank == 0 else None).tobytes()
-
-        self.gpus = make(comm.size, comm.rank, agree)
+        self.gpus = open_collectives(store, comm, self.name)
 
     def merge(self) -> Totals:
         self._sum()
@@ -116,12 +112,16 @@ class Aware(Merger):
 ACCELERATED: dict[str, type[Merger]] = {"nccl": Nccl, "pinned": Pinned, "aware": Aware}
 
 
-def open_accelerated(name: str, store: ParameterStore, comm: Communicator) -> Merger | None:
+def open_accelerated(name: str, store: ParameterStore, comm: Communicator, groups: int | None = None) -> Merger | None:
     """The merger of a GPU for this name, of which `auto` takes the best that can serve; None where another must.
 
     NCCL where each rank has a GPU; else the pinned window, which on one node beats MPI that knows of GPUs, as it copies
-    once; with one rank a node there is no other rank to share a window with, and MPI is asked whether it knows.
+    once; with one rank a node there is no other rank to share a window with, and MPI is asked whether it knows. Where
+    rows come in `groups` it is NCCL or none of these.
     """
+    if groups is not None:
+        serves = store.device.kind != "cpu" and comm.size > 1 and name in ("auto", "exact")
+        return _first(store, comm, partial(ExactNccl, groups=groups)) if serves else None
     if name in ACCELERATED:
         return ACCELERATED[name](store, comm)
     if store.device.kind == "cpu" or comm.size == 1 or name not in ("auto", "sharded"):
@@ -134,29 +134,12 @@ def open_accelerated(name: str, store: ParameterStore, comm: Communicator) -> Me
     return _first(store, comm, Nccl, *((Aware, Pinned) if alone else (Pinned,)), Flat)
 
 
-def _first(store: ParameterStore, comm: Communicator, *candidates: type[Merger]) -> Merger | None:
+def _first(
+    store: ParameterStore, comm: Communicator, *candidates: Callable[[ParameterStore, Communicator], Merger]
+) -> Merger | None:
     for candidate in candidates:
         try:
             return candidate(store, comm)
         except InputError:  # on all ranks alike
             continue
     return None
-
-
-def _check_chips(store: ParameterStore, comm: Communicator, name: str) -> MakeCollectives:
-    """Who makes the collectives, once it is clear that all ranks have NCCL, and each a GPU of its own."""
-    device = store.device
-    make = device.collectives()
-    complaints = comm.gather_text(make if isinstance(make, str) else "")
-    chips = comm.gather_text(f"{platform.node()} {device.chip()}")
-    for rank, complaint in enumerate(complaints):
-        if complaint:
-            raise InputError(f"--merge {name} needs NCCL, and rank {rank} has none: {complaint}; choose --merge auto")
-    for rank, chip in enumerate(chips):
-        if (first := chips.index(chip)) < rank:
-            raise InputError(
-                f"--merge {name} needs a GPU for each rank, and ranks {first} and {rank} share {chip}: choose --merge "
-                f"auto, or as many ranks as GPUs"
-            )
-    assert not isinstance(make, str)
-    return make

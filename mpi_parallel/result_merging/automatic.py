@@ -56,7 +56,7 @@ def open_merger(
     of those whose bits do not depend on the ranks; where `wire` is narrow, one of those that can send such numbers.
     Raises InputError where the merger cannot serve here.
     """
-    if groups is None and wire == "float32" and (accelerated := open_accelerated(name, store, comm)):
+    if wire == "float32" and (accelerated := open_accelerated(name, store, comm, groups)):
         return Choice(accelerated)
     makers = _makers(groups, wire)
     if name != "auto":

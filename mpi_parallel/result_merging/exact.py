@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device import Array
-from mpi_parallel.device.relay import Mirror, Relay, nothing
+from mpi_parallel.device.relay import Mirror, Relay
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.nn.store import TAIL, ParameterStore
 from mpi_parallel.result_merging.merger import Merger, in_order
@@ -48,6 +48,9 @@ class Canonical(Merger):
         terms: list[float] = self.comm.on_host().gather(self.store.device.to_host(mine))[0].tolist()
         return terms
 
+    def relay_squares(self, squares: Array) -> Relay:
+        return Relay(lambda: self._square(self.store.gradients, squares))
+
     @abstractmethod
     def whole(self) -> Array:
         """The whole summed gradient, on rank 0 at least; all ranks together."""
@@ -78,9 +81,6 @@ class Relayed(Canonical):
 
     def relay(self) -> Relay:
         return self._merging
-
-    def relay_squares(self, squares: Array) -> Relay:
-        return Relay(nothing, None, lambda: self._square(self.store.gradients, squares))
 
     def _send(self) -> None:
         self.collector.finish()

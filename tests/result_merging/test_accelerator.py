@@ -10,11 +10,14 @@ from mpi_parallel.device.interface import Schedule
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.cuda_probe import Awareness
 from mpi_parallel.mpi.window import SharedWindow
+from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.nn.precision import FORMATS
 from mpi_parallel.nn.store import ParameterStore
 from mpi_parallel.options import InputError
 from mpi_parallel.result_merging import accelerator
 from mpi_parallel.result_merging.accelerator import ACCELERATED, NcclSharded, open_accelerated
+from mpi_parallel.result_merging.automatic import open_merger
+from mpi_parallel.result_merging.exact_nccl import ExactNccl
 from mpi_parallel.result_merging.pinned import Pinned
 from mpi_parallel.training.ahead import in_order
 from mpi_parallel.training.captured import AHEAD, CapturedSteps
@@ -245,6 +248,17 @@ class TestWhoServes:
         assert open_accelerated("sharded", small_store(device), comm) is None  # the one by way of the host
         with pytest.raises(InputError, match=r"ranks 0 and 1 share .*the only one"):
             open_accelerated("nccl", small_store(device), comm)
+
+    @pytest.mark.parallel([2, 3])
+    def test_of_groups_nccl_or_what_was_measured(self, device):
+        comm, rule = world().on(device), RULES["sgd"]
+        choice = open_merger("auto", small_store(device), comm, rule, groups=4)
+        assert (type(choice.merger), choice.seconds) == (ExactNccl, {})
+        device._chip = "the only one"
+        for name in ("auto", "exact", "sharded"):
+            merger = open_merger(name, small_store(device), comm, rule, groups=4).merger
+            assert merger.name == name or name == "auto"
+            assert not isinstance(merger, ExactNccl)
 
     @pytest.mark.parallel([2, 3])
     def test_flat_where_one_rank_cannot_lock_the_window(self, device):

@@ -18,13 +18,20 @@ from tests.training.test_captured import plain, train
 STEPS = 14
 RULE = OptimizerOptions(lr=0.01, warmup=2, clip_norm=0.3)
 SETTINGS = {"batch_size": 14, "optimizer": "adam", "dropout": 0.2, "shards": 16}
-MERGES = ["exact", "sharded"]
+MERGES = ["exact", "sharded", "exact by NCCL"]
 
 
 @pytest.fixture
 def path(shared_path):
     """5 steps an epoch, whose groups are of 4 or 3 rows, or of 1 or 2; each rank its own file."""
     return write_image_set(shared_path / f"set-{world().rank}.h5", train=61)
+
+
+def assembled(path, device, merge, **settings):
+    """A run on all ranks with one of MERGES."""
+    merge, _, nccl = merge.partition(" by ")
+    device._chip = f"chip {world().rank}" if nccl else "the only one"
+    return assemble(path, world(), device=device, merge=merge, **settings)
 
 
 def steps_of(run, clip=RULE.clip_norm, graphs=True):
@@ -46,7 +53,7 @@ def test_replays_are_the_bits_of_one_rank_that_the_host_tells(path, monkeypatch,
     expected = train(alone, HostSteps(alone.engine, alone.merger, alone.optimizer, RULE, STEPS), STEPS)
     for late, graphs in [(True, True), (False, True), (True, False)]:
         device = Recording(monkeypatch, late=late)
-        run = assemble(path, world(), device=device, merge=merge, **settings)
+        run = assembled(path, device, merge, **settings)
         steps = steps_of(run, graphs=graphs)
         assert train(run, steps, STEPS) == expected
         assert steps.replays == graphs == any(entry.startswith("replay") for entry in device.log)
@@ -55,9 +62,9 @@ def test_replays_are_the_bits_of_one_rank_that_the_host_tells(path, monkeypatch,
 
 
 # What the host does for a replayed step of two ranks, the third that is under way. The exact merger exchanges once, the
-# other one also the finished gradient, for its norm, and the weights.
+# other one also the finished gradient, for its norm, and the weights. Between GPUs nothing needs the host.
 CUT = ["replay", "mark", "wait", "message"]
-ORDER = {"exact": [*CUT, *CUT[:3]], "sharded": [*CUT, "message", *CUT, *CUT, *CUT[:3]]}
+ORDER = {"exact": [*CUT, *CUT[:3]], "sharded": [*CUT, "message", *CUT, *CUT, *CUT[:3]], "exact by NCCL": CUT[:3]}
 
 
 @pytest.mark.parallel([1, 2])
@@ -65,7 +72,7 @@ ORDER = {"exact": [*CUT, *CUT[:3]], "sharded": [*CUT, "message", *CUT, *CUT, *CU
 def test_the_order_of_a_step(path, monkeypatch, merge):
     """One rank replays one graph, and waits for none but the step of two before."""
     device = Recording(monkeypatch)
-    run = assemble(path, world(), device=device, merge=merge, groups=4, **{**SETTINGS, "batch_size": 4})
+    run = assembled(path, device, merge, groups=4, **{**SETTINGS, "batch_size": 4})
     marks = []
 
     def before(number):
@@ -91,9 +98,9 @@ def test_what_a_rank_asks_for_is_heard_once(path, monkeypatch, merge, groups):
     last = world().rank == world().size - 1
     asked = lambda number: (number == 8 and last, number == 3 and last)  # noqa: E731
     for captured in (True, False):
-        settings = {**SETTINGS, "batch_size": 5, "groups": groups, "merge": merge}
-        device = Recording(monkeypatch, late=True) if captured else plain()
-        run = assemble(path, world(), device=device, **settings)
+        settings = {**SETTINGS, "batch_size": 5, "groups": groups}
+        device = Recording(monkeypatch, late=captured)
+        run = assembled(path, device, merge, **settings)
         host = HostSteps(run.engine, run.merger, run.optimizer, RULE, STEPS)
         steps = steps_of(run, clip=0.0) if captured else host
         told = [totals for _, totals in in_order(steps, run.training.epoch(0, 5), 0, asked)]
