@@ -196,4 +196,5 @@ class Recording(Strict):
         return ByMPI(self.stream)
 
     def _pinned(self, memory: np.ndarray) -> None:
-        assert any(np.shares_memory(memory, fixed) for fixed in self.fixed), "a copy to memory that is not pinned"
+        told = "a copy to memory that is not pinned"
+        assert not memory.size or any(np.shares_memory(memory, fixed) for fixed in self.fixed), told
