@@ -7,6 +7,7 @@ import sys
 
 from mpi_parallel.commands import COMMANDS, VERBS
 from mpi_parallel.options import similar
+from mpi_parallel.output import be_patient
 
 ALL = (*VERBS, "completion")
 ELSEWHERE = {
@@ -17,6 +18,7 @@ ELSEWHERE = {
 
 def main() -> None:
     """Run the entry point that the first argument names, with the rest of the arguments."""
+    be_patient()
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(overview())
         return

@@ -18,7 +18,7 @@ from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, sha
 from mpi_parallel.data_parallel.intake import BUDGET, Intake, Store, refuse_mixture
 from mpi_parallel.data_parallel.labels import Labels
 from mpi_parallel.data_parallel.memory import available
-from mpi_parallel.data_parallel.writing import check_folder
+from mpi_parallel.data_parallel.writing import check_target
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError, option
@@ -51,7 +51,7 @@ class ConvertOptions:
     clean: str = option("drop", "leave bad rows out, or fail because of them", choices=("drop", "fail"))
     dtype: str = option(
         "auto", "type of the pixels; auto is that of the source, for CSV the smallest that holds all",
-        choices=("auto", "uint8", "uint16", "float32"),
+        choices=("auto", "uint8", "uint16", "float32", "float64"),
     )  # fmt: skip
     parts: bool = option(
         False, "write a part file a rank under a virtual data set, where the file system is slow at many writers"
@@ -73,20 +73,21 @@ def main(world: Communicator, arguments: list[str]) -> int:
     began = time.perf_counter()
     config = parse(ConvertConfig, arguments, "mpi_parallel.convert", SENTENCE, speaks=world.rank == 0)
     options, target = config.convert, Path(config.convert.to)
+    dtype = None if options.dtype == "auto" else np.dtype(options.dtype)
     sources = open_sources(options.source, config.source) + open_sources(options.test, config.source, "test")
     refuse_mixture(sources)
-    check_folder(target)
+    check_target(target, [source.path for source in sources])
+    shares = _shares(options.split, sources)
 
     room = min(BUDGET, available() // (4 * world.node().size))
     with closing(Store(target.parent, room)) as store:
-        intake = Intake(sources, Labels(sources[0].named, config.source.classes or sources[0].names), store, world)
+        labels = Labels(sources[0].named, config.source.classes or sources[0].names)
+        intake = Intake(sources, labels, store, world, dtype)
         with _bar(options.progress, sources, world) as told:
             intake.read(told)
         intake.agree()
         _report(intake, options.clean, target)
-        shares = _shares(options.split, sources)
-        dtype = intake.dtype if options.dtype == "auto" else np.dtype(options.dtype)
-        plan = conversion.plan(intake, shares, options.seed, dtype)
+        plan = conversion.plan(intake, shares, options.seed, intake.dtype)
         facts = _facts(intake, shares, options.seed)
         conversion.write(
             target, intake, plan, options.parts, options.merge_parts,
@@ -103,10 +104,15 @@ def _facts(intake: Intake, shares: tuple[float, ...], seed: int) -> dict[str, An
         "classes": intake.classes,
         "seed": seed,
         "split": shares,
-        "source": ", ".join(source.path.name for source in intake.sources),
+        "source": _text(", ".join(source.path.name for source in intake.sources)),
         "source_first_rows": intake.first_rows(),
         "rows_left_out": len(intake.bad),
     }
+
+
+def _text(names: str) -> str:
+    """Names of files as text, escaped where they are none."""
+    return names.encode("utf-8", "backslashreplace").decode()
 
 
 def _shares(asked: tuple[float, ...], sources: list[Source]) -> tuple[float, ...]:
@@ -152,7 +158,10 @@ def _report(intake: Intake, clean: str, target: Path) -> None:
     if clean == "fail":
         raise InputError(f"{bad}: {where}\n  {shown}\n--clean drop leaves them out")
     if intake.comm.rank == 0:
-        told.write_text("\n".join(lines) + "\n")
+        try:
+            told.write_text(_text("\n".join(lines)) + "\n")
+        except OSError as error:
+            raise InputError(f"{told}: cannot be written: {error}") from None
         print(f"left out {bad}: {where}; all are listed in {told}\n  {shown}", flush=True)
 
 

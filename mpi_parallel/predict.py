@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from mpi_parallel.data_parallel.folder import PictureSplit
+from mpi_parallel.data_parallel.outfile import edit
 from mpi_parallel.data_parallel.writing import Layout, OneFile, whole_file
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
@@ -51,10 +52,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     began = time.perf_counter()
     config = parse(PredictConfig, arguments, "mpi_parallel.predict", SENTENCE, speaks=world.rank == 0)
     target = Path(config.predict.to)
-    for source in (config.apply.data, config.apply.checkpoint):
-        if target.exists() and Path(source).exists() and target.samefile(source):
-            raise InputError(f"--to {target} is what is read, and would be overwritten: name another file")
-    with whole_file(target, world) as unfinished:
+    with whole_file(target, world, [config.apply.data, config.apply.checkpoint]) as unfinished:
         applied = Applied(config.apply, config.predict.split, world)
         if not len(applied.split):
             raise InputError(f"{config.apply.data}: there are no rows in {applied.split.images}")
@@ -101,7 +99,7 @@ def _describe(applied: Applied, path: Path, world: Communicator) -> None:
         "ranks": world.size,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    with h5py.File(path, "r+") as file:
+    with edit(path) as file:
         file.attrs.update(facts)
         if applied.classes:
             file.attrs["classes"] = applied.classes

@@ -54,7 +54,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     options = parse(RepackConfig, arguments, "mpi_parallel.repack", SENTENCE, speaks=world.rank == 0).repack
     target = Path(options.to)
     packing = repacking.Packing(None if options.filter == "none" else options.filter, options.chunk)
-    with whole_file(target, world) as unfinished:
+    with whole_file(target, world, [options.file]) as unfinished:
         digest = repacking.copy(options.file, unfinished, _layout(options, world), packing, world)
     if world.rank == 0:
         seconds, size = time.perf_counter() - began, target.stat().st_size

@@ -189,7 +189,7 @@ def test_an_unknown_option_and_the_nearest_one(data):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    refused(launch(2, *TRAIN, "--data", tmp_path / "absent.h5"), f"--data {tmp_path / 'absent.h5'}: no such file")
+    refused(launch(2, *TRAIN, "--data", tmp_path / "absent.h5"), f"{tmp_path / 'absent.h5'}: no such file")
 
 
 def test_a_bad_pixel_that_one_rank_reads(tmp_path):

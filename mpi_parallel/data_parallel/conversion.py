@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.dataset import SPLITS
 from mpi_parallel.data_parallel.intake import Intake
-from mpi_parallel.data_parallel.parts import Parts, merge_parts, part_names, remove_parts
+from mpi_parallel.data_parallel.outfile import edit
+from mpi_parallel.data_parallel.parts import Parts, merge_parts
 from mpi_parallel.data_parallel.scaling import Scaler, moments_of_pieces, standardise
 from mpi_parallel.data_parallel.splits import stratified
-from mpi_parallel.data_parallel.writing import Layout, OneFile, Writer, whole_file
+from mpi_parallel.data_parallel.writing import Layout, OneFile, Writer, part_names, remove_parts, whole_file
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.options import InputError
@@ -78,11 +79,11 @@ def write(
     """
     comm = intake.comm
     old = part_names(target) if comm.rank == 0 else []
-    with whole_file(target, comm) as unfinished:
+    with whole_file(target, comm, [source.path for source in intake.sources]) as unfinished:
         as_parts = as_parts and comm.size > 1
         writer: Writer
         if as_parts:
-            writer = Parts(unfinished, target, plan.layout, _rows_here(intake, plan), comm)
+            writer = Parts(unfinished, target, plan.layout, _rows_here(intake, plan), not merge, comm)
         else:
             writer = OneFile(unfinished, plan.layout, comm)
         _write_rows(writer, intake, plan)
@@ -128,7 +129,7 @@ def describe(path: Path, facts: dict[str, Any], scale: str, comm: Communicator) 
         moments = {"mean": scaler.mean, "std": scaler.std}
         comm.maximum(0)  # all have closed it
     if comm.rank == 0:
-        with h5py.File(path, "r+") as file:
+        with edit(path) as file:
             for name, value in {"format_version": 1, **facts, **moments}.items():
                 if value is not None:
                     file.attrs[name] = value

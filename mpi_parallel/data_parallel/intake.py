@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,8 +94,11 @@ class Intake:
     `batches` are some of them. `labels` (N,) int32 are those of all good rows, in the sources' order.
     """
 
-    def __init__(self, sources: list[Source], labels: Labels, store: Store, comm: Communicator) -> None:
-        self.sources, self.comm = sources, comm
+    def __init__(
+        self, sources: list[Source], labels: Labels, store: Store, comm: Communicator, dtype: np.dtype[Any] | None
+    ) -> None:
+        """`dtype` is that of the file, where it is not to be the smallest that holds all."""
+        self.sources, self.comm, self._asked = sources, comm, dtype
         self.shape = sources[0].shape
         self.store = store
         self.batches: list[Batch] = []
@@ -114,12 +118,9 @@ class Intake:
         codes, unknown = self._labels.encode(piece.labels)
         good = codes >= 0
         bad = piece.bad + [(int(piece.rows[place]), why) for place, why in unknown]
-        if piece.images.dtype.kind == "f":
-            finite = np.isfinite(piece.images.reshape(len(codes), -1)).all(axis=1)
-            bad += [
-                (int(piece.rows[place]), "has a pixel that is not finite") for place in np.flatnonzero(good & ~finite)
-            ]
-            good &= finite
+        fits, complaint = _fitting(piece.images.reshape(len(codes), prod(self.shape)), self._asked)
+        bad += [(int(piece.rows[place]), complaint) for place in np.flatnonzero(good & ~fits)]
+        good &= fits
         images = piece.images if good.all() else piece.images[good]
         kept, offset = self.store.put(images)
         self.batches.append(Batch(source, unit, codes[good], piece.rows[good], images.dtype, kept, offset))
@@ -142,8 +143,15 @@ class Intake:
             self.labels[where.start : where.stop] = codes
         self.comm.sum(self.labels)
         kinds = self.comm.gather_text(json.dumps(sorted({b.dtype.str for b in self.batches if len(b.codes)})))
-        self.dtype = common_dtype([np.dtype(kind) for text in kinds for kind in json.loads(text)])
         self.bad = self._all_bad()
+        self._kinds = [np.dtype(kind) for text in kinds for kind in json.loads(text)]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of all images in the file. Raises InputError where there are no good rows."""
+        if not self._kinds:
+            raise InputError(f"no good rows were found in {', '.join(str(source.path) for source in self.sources)}")
+        return self._asked or common_dtype(self._kinds)
 
     def placed(self) -> Iterator[tuple[Batch, range]]:
         """This rank's batches and their places among all good rows."""
@@ -175,10 +183,24 @@ class Intake:
         return f"{self.sources[bad.source].where(bad.row)}: {bad.reason}"
 
 
+def _fitting(images: NDArray[Any], dtype: np.dtype[Any] | None) -> tuple[NDArray[np.bool_], str]:
+    """Which rows (n,) hold numbers that a network takes and `dtype` holds, and what is wrong with the others."""
+    if dtype is not None and dtype.kind == "u" and not np.can_cast(images.dtype, dtype):
+        return np.asarray(holds(images, dtype).all(axis=1)), f"has a pixel that {dtype} does not hold"
+    if images.dtype.kind == "f":
+        return np.asarray(np.isfinite(images).all(axis=1)), "has a pixel that is not finite"
+    return np.ones(len(images), np.bool_), ""
+
+
+def holds(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which of the values an unsigned integer type keeps as they are."""
+    with np.errstate(invalid="ignore"):
+        kept: NDArray[np.bool_] = (values >= 0) & (values <= np.iinfo(dtype).max) & (values == np.floor(values))
+    return kept
+
+
 def common_dtype(kinds: list[np.dtype[Any]]) -> np.dtype[Any]:
-    """The smallest dtype that all images fit in. Raises InputError when there are no images."""
-    if not kinds:
-        raise InputError("no good rows were found")
+    """The smallest dtype that images of these all fit in."""
     kind = np.result_type(*kinds)
     mixed = len(set(kinds)) > 1 and kind == np.float64 and np.float64 not in kinds
     return np.dtype(np.float32) if mixed else kind
@@ -195,7 +217,9 @@ def refuse_mixture(sources: list[Source]) -> None:
     first = sources[0]
     for other in sources[1:]:
         if other.shape != first.shape:
-            raise InputError(f"{other.path} has images of {other.shape}, but {first.path} of {first.shape}")
+            raise InputError(
+                f"images are of one shape, but {other.where(0)} is {other.shape} and {first.where(0)} {first.shape}"
+            )
         if other.named != first.named:
             words = {True: "names", False: "numbers"}
             raise InputError(

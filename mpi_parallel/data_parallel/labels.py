@@ -43,14 +43,21 @@ class Labels:
         return tuple(names), np.array([place[name] for name in self._codes], np.int64)
 
     def _code(self, name: Any) -> int:
+        if not _is_text(name):
+            return -1
         if self.known:
             return self._codes.get(name, -1)
         return self._codes.setdefault(name, len(self._codes))
 
     def _complaint(self, label: Any) -> str:
         if self.named:
-            return f"label {str(label)[:40]!r} is unknown"
+            return f"label {str(label)[:40]!r} is {'unknown' if _is_text(label) else 'no text in UTF-8'}"
         if not np.isfinite(label):
             return "label is missing"
         shown = int(label) if label == int(label) else label
         return f"label {shown} is unknown: a whole number from 0 to {(len(self.known) or HIGHEST) - 1} is wanted"
+
+
+def _is_text(name: str) -> bool:
+    """Whether HDF5 takes this name: readers leave bytes that are no UTF-8 as surrogates, which are no characters."""
+    return "\0" not in name and not any("\ud800" <= letter <= "\udfff" for letter in name)

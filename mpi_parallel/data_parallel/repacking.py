@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel import trust
 from mpi_parallel.data_parallel.dataset import SPLITS
+from mpi_parallel.data_parallel.intake import holds
+from mpi_parallel.data_parallel.outfile import create, edit
 from mpi_parallel.data_parallel.split import open_file
-from mpi_parallel.data_parallel.writing import Layout, OneFile, create
+from mpi_parallel.data_parallel.writing import Layout, OneFile
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.options import InputError
@@ -65,9 +67,7 @@ def smallest_dtype(path: str, layout: Layout, comm: Communicator) -> np.dtype[An
     with open_file(path) as file:
         for name, rows in _units(layout, comm) if own != np.uint8 else ():
             if fits and name.endswith("images"):
-                values = file[name][rows.start : rows.stop]
-                with np.errstate(invalid="ignore"):
-                    fits = bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
+                fits = bool(holds(file[name][rows.start : rows.stop], np.dtype(np.uint8)).all())
     return np.dtype(np.uint8) if not comm.maximum(int(not fits)) else own
 
 
@@ -107,7 +107,11 @@ def _converted(
 ) -> Iterator[tuple[str, range, NDArray[Any]]]:
     """This rank's rows in their new dtype, their digests noted."""
     for name, rows in _units(layout, comm, chunk):
-        values = np.ascontiguousarray(file[name][rows.start : rows.stop].astype(layout[name][1], copy=False))
+        read, dtype = file[name][rows.start : rows.stop], layout[name][1]
+        if dtype.kind == "u" and not np.can_cast(read.dtype, dtype) and not holds(read, dtype).all():
+            row = rows.start + int(np.flatnonzero(~holds(read.reshape(len(read), -1), dtype).all(axis=1))[0])
+            raise InputError(f"{file.filename}: {name} row {row} has a number that {dtype} does not hold: --dtype keep")
+        values = np.ascontiguousarray(read.astype(dtype, copy=False))
         digests.setdefault(name, {})[rows.start] = hashlib.sha256(values.data).digest()
         yield name, rows, values
 
@@ -171,7 +175,7 @@ def _gather_chunks(target: Path, parts: list[Path], layout: Layout, filter_: str
 
 
 def _copy_attributes(path: str, target: Path) -> None:
-    with open_file(path) as file, h5py.File(target, "r+") as made:
+    with open_file(path) as file, edit(target) as made:
         for name, value in file.attrs.items():
             if name != "parts":
                 made.attrs[name] = value

@@ -166,9 +166,9 @@ def open_file(path: str) -> Iterator[h5py.File]:
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"--data {path}: no such file") from None
+        raise InputError(f"{path}: no such file") from None
     except OSError as error:
-        raise InputError(f"--data {path}: not an HDF5 file that can be read, or a damaged one ({error})") from None
+        raise InputError(f"{path}: not an HDF5 file that can be read, or a damaged one ({error})") from None
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
-from mpi_parallel.data_parallel.split import Split, open_file
+from mpi_parallel.data_parallel.split import MOST_CLASSES, Split, open_file
 from mpi_parallel.data_parallel.streaming import IN_ORDER_WINDOW
 from mpi_parallel.data_parallel.windows import cut_of
 from mpi_parallel.mpi.partition import block, dealt
@@ -70,8 +70,12 @@ def balance(split: Split, classes: int) -> NDArray[np.int64]:
             labels = file[split.labels][split.row(part[0]) : split.row(part[-1]) + 1]
             if split.rows is not None:
                 labels = labels[split.rows[part.start : part.stop] - split.row(part[0])]
-            if int(labels.min()) < 0:
-                raise InputError(f"{split.path}: {split.labels} has a label of {labels.min()}, labels start at 0")
+            lowest, highest = int(labels.min()), int(labels.max())
+            if lowest < 0 or highest >= MOST_CLASSES:
+                wrong = lowest if lowest < 0 else highest
+                raise InputError(
+                    f"{split.path}: {split.labels} has a label of {wrong}; labels are 0 to {MOST_CLASSES - 1}"
+                )
             more = np.bincount(labels.astype(np.int64), minlength=len(counts))
             more[: len(counts)] += counts
             counts = more
@@ -122,8 +126,9 @@ def lines(data: ImageSet, shards: int, window: int, ranks: int) -> Iterator[str]
 def _told(counts: NDArray[np.int64], names: tuple[str, ...] | None) -> str:
     if len(counts) > NAMES_SHOWN:
         return f"{len(counts)} classes of {counts.min():,} to {counts.max():,} rows, {counts.mean():,.1f} on average"
-    named = zip(names or map(str, range(len(counts))), counts.tolist(), strict=False)
-    return ", ".join(f"{name} {count:,}" for name, count in named)
+    known = names or tuple(map(str, range(len(counts))))
+    called = (*known, *(f"{label} (which has no name)" for label in range(len(known), len(counts))))
+    return ", ".join(f"{name} {count:,}" for name, count in zip(called, counts.tolist(), strict=False))
 
 
 def _moments(data: ImageSet) -> str:

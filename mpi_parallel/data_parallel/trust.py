@@ -97,7 +97,14 @@ def _distinct(dataset: h5py.Dataset) -> dict[tuple[str, str], tuple[tuple[int, .
     """Of each virtual source, by file and dataset, the least shape and size that it has to have."""
     sources: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
     for source in dataset.virtual_sources():
-        where, points = (source.file_name, source.dset_name), source.vspace.get_select_npoints()
+        where = source.file_name, source.dset_name
+        try:
+            points = source.vspace.get_select_npoints()
+        except RuntimeError:  # as many files, or rows, as there happen to be
+            raise InputError(
+                f"{dataset.file.filename}: {dataset.name} takes rows without end from {where[0]}: {where[1]}, and how "
+                "many there are nobody can tell; make one file of them with h5repack"
+            ) from None
         shape, size = sources.get(where, ((), 0))
         if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:  # where all is taken, just its size is known
             last = source.src_space.get_select_bounds()[1]
@@ -116,7 +123,7 @@ def _check_source(
     path = Path(dataset.file.filename)
     if source[0] != ".":
         path = _beside(path, source[0], where, trusting)
-    with h5py.File(path, "r", locking=False) as file:
+    with _open(path, where) as file:
         found = _resolve(file, source[1], trusting, DEEPEST)
         if not isinstance(found, h5py.Dataset):
             raise InputError(f"{where} takes rows from {path}: {source[1]}, which is not there")
@@ -127,6 +134,13 @@ def _check_source(
                 f"which is {found.shape}"
             )
         return check_dataset(found, trusting, depth - 1)
+
+
+def _open(path: Path, where: str) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise InputError(f"{where} takes rows from {path}, which is no HDF5 file or damaged ({error})") from None
 
 
 def _beside(path: Path, name: str, where: str, trusting: bool) -> Path:

@@ -9,8 +9,8 @@ can write a part file of its own, and a virtual data set makes the parts look li
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.data_parallel.outfile import create
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.files import SharedFile
 from mpi_parallel.options import InputError
@@ -42,6 +43,7 @@ class OneFile:
 
     def __init__(self, path: Path, layout: Layout, comm: Communicator) -> None:
         self._layout, self._comm = layout, comm
+        check_room(path.parent, layout)
         offsets = _allocate(path, layout) if comm.rank == 0 else None
         self._offsets = dict(zip(layout, comm.broadcast(offsets).tolist(), strict=True))
         self._file = SharedFile(path, comm)
@@ -74,10 +76,6 @@ class OneFile:
 
 def _allocate(path: Path, layout: Layout) -> NDArray[np.int64]:
     """Make the file, its datasets laid out but not written; where in the file each one begins."""
-    needed = sum(prod(shape) * dtype.itemsize for shape, dtype in layout.values())
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise InputError(f"{path.parent}: {needed:,} bytes are to be written, but {free:,} are free")
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -89,37 +87,68 @@ def _allocate(path: Path, layout: Layout) -> NDArray[np.int64]:
             group, space = file.require_group(parent) if parent else file, h5py.h5s.create_simple(shape)
             h5py.h5d.create(group.id, last.encode(), h5py.h5t.py_create(dtype), space, properties)
         file.flush()
-        return np.array([file[name].id.get_offset() for name in layout], np.int64)
+        return np.array([file[name].id.get_offset() or 0 for name in layout], np.int64)  # None: no rows
 
 
-def check_folder(target: Path) -> None:
-    """Raise InputError where there is none for the file."""
+def check_room(folder: Path, layout: Layout, times: int = 1) -> None:
+    """Raise InputError where a folder's disk has no room for so many files of these datasets."""
+    needed = times * sum(prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"{folder}: {needed:,} bytes are to be written, but {free:,} are free")
+
+
+def check_target(target: Path, sources: Iterable[str | Path] = ()) -> None:
+    """Raise InputError where the file cannot have that name, or where one of the `sources` has it."""
     if not target.parent.is_dir():
         raise InputError(f"--to {target}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise InputError(f"--to {target} is a folder: name a file in it")
+    for source in sources:
+        if target.exists() and Path(source).exists() and target.samefile(source):
+            raise InputError(f"--to {target} is what is read, and would be overwritten: name another file")
 
 
 @contextmanager
-def whole_file(target: Path, comm: Communicator) -> Iterator[Path]:
+def whole_file(target: Path, comm: Communicator, sources: Iterable[str | Path] = ()) -> Iterator[Path]:
     """The name under which all ranks write a file that gets its own once all have left the block.
 
-    Where one fails nothing is left behind, and what was there stays. Raises InputError where there is no such folder.
+    Where one fails nothing is left behind, and what was there stays. What a run that was killed has left is removed
+    by the next one. Raises InputError where `check_target` does.
     """
-    check_folder(target)
+    check_target(target, sources)
     unfinished = target.with_name(target.name + ".unfinished")
+    if comm.rank == 0:
+        _remove(unfinished)
+    comm.meet()
     try:
         yield unfinished
         comm.meet()
         if comm.rank == 0:
             unfinished.replace(target)
     except BaseException:
-        if comm.rank == 0:
-            unfinished.unlink(missing_ok=True)
+        _remove(unfinished)  # whichever rank it is: the others may be ended before they can
         raise
 
 
-def create(path: Path) -> h5py.File:
-    """A new HDF5 file. Raises InputError where it cannot be made."""
-    try:
-        return h5py.File(path, "w")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from None
+def _remove(unfinished: Path) -> None:
+    """Remove an unfinished file, the parts that it shows and whatever else bears its name."""
+    remove_parts(unfinished.parent, part_names(unfinished))
+    for path in unfinished.parent.iterdir():
+        if path.name.startswith(unfinished.name):
+            with suppress(OSError):  # a folder, or another user's
+                path.unlink()
+
+
+def part_names(path: Path) -> list[str]:
+    """The parts of a file that `Parts` made, none of any other."""
+    with suppress(OSError, KeyError, RuntimeError), h5py.File(path, locking=False) as file:
+        return [str(name) for name in file.attrs["parts"]]
+    return []
+
+
+def remove_parts(folder: Path, names: list[str]) -> None:
+    """Remove part files that no file shows any more."""
+    for name in names:
+        if ".part-" in name and Path(name).name == name:  # a name that says something else is not ours
+            (folder / name).unlink(missing_ok=True)

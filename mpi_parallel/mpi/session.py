@@ -21,6 +21,7 @@ from mpi4py import MPI
 from mpi_parallel.device import explain
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
+from mpi_parallel.output import be_patient
 from mpi_parallel.signals import REQUESTS, STOPPED, StopAsked
 
 logger = logging.getLogger("mpi_parallel")
@@ -41,6 +42,7 @@ def launch(main: Callable[[Communicator, list[str]], int], stoppable: bool = Fal
     is `stoppable` remembers signals and looks for them itself (mpi_parallel/signals.py).
     """
     faulthandler.enable()  # a crash shows where it was
+    be_patient()
     if stoppable:
         REQUESTS.listen()
     else:

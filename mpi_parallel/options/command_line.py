@@ -15,6 +15,7 @@ from typing import Any, TextIO, TypeVar
 from mpi_parallel.commands import examples
 from mpi_parallel.options import InputError, base_type, build, flag, groups_of, similar
 from mpi_parallel.options.toml import read_toml
+from mpi_parallel.output import be_patient
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str, sentence: str, speak
 
 def run_alone(main: Callable[[list[str]], int]) -> typing.NoReturn:
     """Be a program that is no rank of a job: ends with the status of `main`, and with 2 where it raises InputError."""
+    be_patient()
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:

@@ -76,6 +76,15 @@ def test_what_does_not_read_as_written_is_not_kept(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["old.h5"]
 
 
+def test_repack_refuses_a_type_that_loses_something(tmp_path):
+    make(tmp_path / "old.h5", "f4")
+    with h5py.File(tmp_path / "old.h5", "r+") as file:
+        file["test/images"][17, 0, 0] = 0.5
+    with pytest.raises(InputError, match="test/images row 17 has a number that uint8 does not hold"):
+        run(repack, tmp_path / "old.h5", "--to", tmp_path / "new.h5", "--dtype", "uint8")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.h5"]
+
+
 def test_repack_refuses_what_is_not_ours(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["pics"] = np.zeros((3, 2))
@@ -98,6 +107,24 @@ def test_inspect_tells_what_is_there(tmp_path, capsys):
     assert f"of train, streamed: 4 reads, {15 * 156:,} bytes, {3 * 156} of these twice (20.0%); up to 75 rows" in told
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (480, 144)
+
+
+@pytest.mark.parametrize("label", [-1, 2**40, 2**63])
+def test_inspect_refuses_labels_that_are_no_classes(tmp_path, label):
+    make(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["test/labels"]
+        file["test/labels"] = np.full(50, label, np.uint64 if label > 0 else np.int64)
+    with pytest.raises(InputError, match=f"test/labels has a label of {label}; labels are 0 to 1048575"):
+        run(inspect, tmp_path / "a.h5")
+
+
+def test_inspect_shows_labels_without_a_name(tmp_path, capsys):
+    make(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["classes"] = ["ant", "bee"]
+    run(inspect, tmp_path / "a.h5")
+    assert f"2 (which has no name) {(pixels(200)[1][:150] == 2).sum()}" in capsys.readouterr().out
 
 
 def test_what_streaming_reads_of_contiguous_rows_is_the_rows(tmp_path):

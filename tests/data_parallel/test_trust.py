@@ -120,6 +120,26 @@ def test_virtual_rows_that_are_not_there(tmp_path, good):
     refused(path, r"takes 180 numbers .* which is \(19, 3, 3\)", allowed=False)
 
 
+def test_virtual_rows_without_end(tmp_path):
+    """As many files as there happen to be, of a name with a number in it."""
+
+    def images(file):
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        space = h5py.h5s.create_simple((20, 3, 3), (h5py.h5s.UNLIMITED, 3, 3))
+        whole = h5py.h5s.create_simple((20, 3, 3), (h5py.h5s.UNLIMITED, 3, 3))
+        space.select_hyperslab((0, 0, 0), (h5py.h5s.UNLIMITED, 1, 1), (10, 3, 3), (10, 3, 3))
+        properties.set_virtual(space, b"part-%b.h5", b"x", h5py.h5s.create_simple((10, 3, 3)))
+        h5py.h5d.create(file["train"].id, b"images", h5py.h5t.NATIVE_UINT8, whole, properties)
+
+    refused(make(tmp_path / "a.h5", images), r"/train/images takes rows without end from part-%b\.h5", allowed=False)
+
+
+def test_virtual_rows_of_what_is_no_hdf5_file(tmp_path):
+    (tmp_path / "text.h5").write_text("hello")
+    message = r"a\.h5: /train/images takes rows from .*text\.h5, which is no HDF5 file"
+    refused(make(tmp_path / "a.h5", virtual("text.h5")), message, allowed=False)
+
+
 def test_virtual_rows_of_several_whole_files(tmp_path):
     for number in range(2):
         with h5py.File(tmp_path / f"{number}.h5", "w") as file:

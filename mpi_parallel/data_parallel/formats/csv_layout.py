@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,29 +32,39 @@ class CsvLayout:
 
     def column(self, place: int) -> str:
         """What a person calls a column."""
-        return f"field {place + 1}" + (f" ({self.names[place]})" if self.names else "")
+        return f"field {place + 1}" + (f" ({self.names[place]})" if self.names and self.names[place] else "")
 
 
 def csv_layout(path: Path, head: Sequence[str], options: SourceOptions) -> CsvLayout:
     """The layout that the first lines and the options tell. Raises InputError when they do not fit each other."""
     delimiter = _delimiter(head[0], options.delimiter)
-    first = fields(head[0], delimiter)
+    try:
+        first = fields(head[0], delimiter)
+    except csv.Error as error:
+        raise InputError(f"{path}: its first line cannot be read: {error}") from None
     if len(first) < 2:
         raise InputError(f"{path}: the first line has one field; name what parts the fields with --delimiter")
     names = tuple(name.strip() for name in first) if _is_header(first, options.header) else ()
     label = _label_column(path, names, len(first), options.labels)
-    sample = [fields(line, delimiter) for line in head[bool(names) :]]
-    labels = [row[label].strip() for row in sample if len(row) == len(first)]
+    labels = [row[label].strip() for row in _sample(head[bool(names) :], delimiter) if len(row) == len(first)]
     words = sum(number(text) is None for text in labels if text)
     shape = _shape(path, names, label, len(first) - 1, options.shape)
     return CsvLayout(delimiter, len(first), label, names, 2 * words > len(labels), shape)
 
 
 def fields(line: str, delimiter: str) -> list[str]:
-    """The fields of a line, without their quotes."""
+    """The fields of a line, without their quotes. Raises csv.Error where these do not fit each other."""
     if '"' not in line:
         return line.rstrip("\r\n").split(delimiter)
-    return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter))
+    if line.count('"') % 2:
+        raise csv.Error("it has a quote that is not closed on its line")
+    return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter, strict=True))
+
+
+def _sample(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
+    for line in lines:
+        with suppress(csv.Error):
+            yield fields(line, delimiter)
 
 
 def _delimiter(line: str, asked: str) -> str:
@@ -83,6 +94,8 @@ def _label_column(path: Path, names: tuple[str, ...], columns: int, asked: str |
             )
         return found[0] if found else 0
     if asked in names:
+        if names.count(asked) > 1:
+            raise InputError(f"--labels {asked}: {path} has {names.count(asked)} such columns: give a position from 0")
         return names.index(asked)
     if asked.removeprefix("-").isdecimal() and -columns <= int(asked) < columns:
         return int(asked) % columns

@@ -7,6 +7,7 @@ Line breaks within quotes are not supported, as nobody who starts in the middle 
 
 from __future__ import annotations
 
+import csv
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -39,9 +40,9 @@ class CsvSource:
         with self._open() as file:
             first = self._line(file, b"")
             head = [first, *file.read(SAMPLE).splitlines(keepends=True)]
-        if b"\0" in b"".join(head) or not first.strip():
-            raise InputError(f"{path}: {'holds binary data' if first.strip() else 'its first line is empty'}: not CSV")
-        text = [line.decode("utf-8-sig", "replace") for line in head if line.strip()]
+        if complaint := _complaint(first, b"".join(head)):
+            raise InputError(f"{path}: {complaint}")
+        text = [line.decode("utf-8-sig", "surrogateescape") for line in head if line.strip()]
         self.layout = csv_layout(path, text[: max(2, len(text) - 1)], options)  # the last line may be cut
         self.shape, self.named = self.layout.shape, self.layout.named
         self._header = len(first) if self.layout.names else 3 * first.startswith(b"\xef\xbb\xbf")
@@ -145,27 +146,27 @@ class CsvSource:
 
     def _cut(self, line: bytes) -> tuple[str, bytes] | str:
         """The label and the rest of the line, or what is wrong with it."""
-        delimiter, label = self.layout.delimiter.encode(), self.layout.label
-        if b'"' in line:
-            try:
-                parts = [text.encode() for text in fields(line.decode("utf-8", "replace"), self.layout.delimiter)]
-            except Exception as error:  # csv.Error
-                return f"cannot be read: {error}"
-        else:
-            parts = line.split(delimiter)
+        label = self.layout.label
+        try:
+            parts = fields(line.decode("utf-8", "surrogateescape"), self.layout.delimiter)
+        except csv.Error as error:
+            return f"cannot be read: {error}"
         if len(parts) != self.layout.columns:
             return self._length(len(parts))
-        text = parts.pop(label).strip().decode("utf-8", "replace")
+        text = parts.pop(label).strip()
         if text.lower() in MISSING:
             return f"{self.layout.column(label)} is missing"
-        return text, delimiter.join(parts)
+        return text, self.layout.delimiter.join(parts).encode("utf-8", "surrogateescape")
 
     def _length(self, found: int) -> str:
         return f"has {found} fields, not {self.layout.columns}"
 
     def _reason(self, line: bytes) -> str:
         """Why a line is not a row of numbers."""
-        parts = fields(line.decode("utf-8", "replace"), self.layout.delimiter)
+        try:
+            parts = fields(line.decode("utf-8", "surrogateescape"), self.layout.delimiter)
+        except csv.Error as error:
+            return f"cannot be read: {error}"
         columns = [place for place in range(self.layout.columns) if not (self.named and place == self.layout.label)]
         if len(parts) != len(columns):
             return self._length(len(parts) + self.named)
@@ -180,6 +181,17 @@ class CsvSource:
                     + "number"
                 )
         return "is not written as numbers are"
+
+
+def _complaint(first: bytes, start: bytes) -> str:
+    """Why what starts like this is no table; nothing where it may be one."""
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is UTF-16: save it as UTF-8"
+    if b"\0" in start:
+        return "holds binary data: neither CSV, IDX, NPZ nor HDF5"
+    if b"\r" in first.rstrip(b"\r\n"):
+        return "its lines end with a carriage return alone: save it with newlines"
+    return "" if first.strip() else "its first line is empty: not CSV"
 
 
 class _Taken:
@@ -204,12 +216,10 @@ class _Taken:
         self.rows.append(rows)
 
     def piece(self, features: int, shape: tuple[int, ...]) -> Piece:
-        """All of it; images uint8, uint16 or float32, the smallest that holds them."""
+        """All of it; images uint8, uint16, float32 or float64, the smallest that holds them."""
         if not self.tables:
             empty = np.empty((0, features), np.uint8)
             self.tables, self.labels, self.rows = [empty], [np.empty(0)], [np.empty(0, np.int64)]
-        images = np.concatenate(self.tables)
-        if images.dtype == np.float64:
-            images = images.astype(np.float32)
+        images = numbers.shorten(np.concatenate(self.tables))
         rows = np.concatenate(self.rows)
         return Piece(images.reshape(len(rows), *shape), np.concatenate(self.labels), rows, self.total, sorted(self.bad))

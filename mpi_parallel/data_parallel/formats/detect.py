@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
+
 from mpi_parallel.data_parallel.formats.array_source import idx_source
 from mpi_parallel.data_parallel.formats.csv_table import CsvSource
 from mpi_parallel.data_parallel.formats.hdf5 import hdf5_sources
@@ -15,7 +17,8 @@ from mpi_parallel.data_parallel.formats.pictures import PictureSource
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions
 from mpi_parallel.options import InputError
 
-HDF5, ZIP, GZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x1f\x8b"
+ZIP, GZIP = b"PK\x03\x04", b"\x1f\x8b"
+BY_NAME = {".h5": "hdf5", ".hdf5": "hdf5", ".npz": "npz"}  # of damaged ones, whose content does not tell
 
 
 def open_sources(names: Sequence[str], options: SourceOptions, split: str | None = None) -> list[Source]:
@@ -53,11 +56,11 @@ def _kind(path: Path) -> str:
     start = _start(path)
     if not start:
         raise InputError(f"{path}: is empty")
-    if start.startswith(HDF5):
+    if h5py.is_hdf5(path):  # anywhere that HDF5 looks for its mark: MATLAB puts a text before it
         return "hdf5"
     if start.startswith(ZIP):
         return "npz"
-    return "idx" if start.startswith(b"\0\0") else "csv"
+    return BY_NAME.get(path.suffix.lower()) or ("idx" if start.startswith(b"\0\0") else "csv")
 
 
 def _start(path: Path) -> bytes:

@@ -37,12 +37,12 @@ class Hdf5Source:
         """Number and rows of each of the units that are mine."""
         with _open(self.path) as file:
             images, labels = (file[name] for name in self._names)
-            labels = labels.asstr() if self.named else labels
+            labels = labels.asstr("utf-8", "surrogateescape") if self.named else labels
             for unit in mine:
                 start, stop = unit * self._step, min((unit + 1) * self._step, self._length)
                 try:
-                    rows, marks = images[start:stop], labels[start:stop]
-                except (OSError, UnicodeDecodeError) as error:
+                    rows, marks = images[start:stop], labels[start:stop].reshape(-1)
+                except OSError as error:
                     raise InputError(f"{self.path}: rows {start} to {stop - 1} are damaged: {error}") from None
                 rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
                 yield unit, Piece(rows, marks, np.arange(stop - start), stop - start)
@@ -57,8 +57,13 @@ class Hdf5Source:
                 f"{self.path}: {images.name} is {images.dtype} {images.shape}; "
                 "images are numbers (N, H, W[, C]) or (N, features)"
             )
-        if labels.ndim != 1 or not (labels.dtype.kind in "uif" or _holds_text(labels)):
-            raise InputError(f"{self.path}: {labels.name} is {labels.dtype} {labels.shape}; labels are (N,)")
+        if labels.shape not in ((labels.size,), (labels.size, 1)) or not (
+            labels.dtype.kind in "uif" or _holds_text(labels)
+        ):
+            raise InputError(
+                f"{self.path}: {labels.name} is {labels.dtype} {labels.shape}; labels are (N,), of one-hot ones "
+                "their argmax"
+            )
         if len(images) != len(labels):
             raise InputError(f"{self.path}: {len(images)} rows in {images.name}, but {len(labels)} in {labels.name}")
 

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
@@ -86,9 +87,11 @@ def _array(path: Path, member: zipfile.ZipInfo) -> ArrayFile:
 def _labels(path: Path, member: zipfile.ZipInfo, images: zipfile.ZipInfo) -> NDArray[Any]:
     array = _array(path, member)
     if array.dtype.kind not in "uifSU" or not array.shape or prod(array.shape) != array.shape[0]:
-        raise InputError(f"{array.name} is {array.dtype} {array.shape}; labels are (N,)")
+        raise InputError(f"{array.name} is {array.dtype} {array.shape}; labels are (N,), of one-hot ones their argmax")
     if array.shape[0] != _array(path, images).shape[0]:
         raise InputError(f"{path}: {_array(path, images).shape[0]} images, but {array.shape[0]} labels")
     with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
         labels = npy.read_array(stream, allow_pickle=False).reshape(-1)
-    return labels.astype(str).astype(object) if labels.dtype.kind in "SU" else labels
+    if labels.dtype.kind == "S":
+        return np.array([name.decode("utf-8", "surrogateescape") for name in labels.tolist()], object)
+    return labels.astype(object) if labels.dtype.kind == "U" else labels

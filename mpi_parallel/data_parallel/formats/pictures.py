@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class PictureSource:
                     f"{' x '.join(map(str, self.shape))}; --size HxW makes them alike"
                 )
             images.append(pixels)
-            labels.append(file.parent.name)
+            labels.append(file.relative_to(self.path).parts[0])
             rows.append(row)
         stack = np.stack(images) if images else np.empty((0, *self.shape), np.uint8)
         return Piece(stack, np.array(labels, object), np.array(rows, np.int64), len(files), bad)
@@ -87,12 +88,15 @@ class Decoder:
         """
         from PIL import Image
 
+        if file.exists() and not file.is_file():  # reading from a pipe would wait for a writer
+            raise Undecodable("is not a file")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of its size: that is looked at here
                 with Image.open(file) as picture:
                     if picture.width * picture.height > MOST_PIXELS:
                         raise Undecodable(f"promises {picture.width} x {picture.height} pixels")
+                    _refuse_deep_colours(picture, file)
                     mode = self._common(picture.mode, mode, file)
                     return self._pixels(picture, mode), mode
         except InputError:
@@ -101,12 +105,13 @@ class Decoder:
             raise Undecodable(f"cannot be decoded: {error}") from error
 
     def _common(self, own: str, wanted: str | None, file: Path) -> str:
-        kind = "I;16" if own in DEEP else "F" if own == "F" else "L" if own in ("1", "L", "LA") else "RGB"
+        kind = "I;16" if own in DEEP else own if own in ("I", "F") else "L" if own in ("1", "L", "LA") else "RGB"
         if self._grey:
             kind = "L" if kind == "RGB" else kind
         if wanted in (None, kind) or (wanted, kind) == ("RGB", "L"):
             return wanted or kind
-        raise InputError(f"{file} is {kind}, but the first picture is {wanted}; --greyscale makes them alike")
+        hint = "" if self._grey else "; --greyscale makes them alike"
+        raise InputError(f"{file} is {kind}, but the first picture is {wanted}{hint}")
 
     def _pixels(self, picture: Any, mode: str) -> NDArray[Any]:
         if mode in ("L", "RGB"):
@@ -123,13 +128,34 @@ class Undecodable(Exception):
     """A picture cannot be had; the message says why."""
 
 
+def _refuse_deep_colours(picture: Any, file: Path) -> None:
+    """Raise InputError for colours and opacities of 16 bits, of which Pillow would read 8 without a word."""
+    layouts = [tile[3] for tile in picture.tile]
+    raw = [layout if isinstance(layout, str) else layout[0] for layout in layouts if layout]
+    if picture.mode in ("RGB", "RGBA", "LA") and any(";16" in str(kind) for kind in raw):
+        raise InputError(f"{file} has colours of 16 bits, of which Pillow reads 8: save 8 bits, or arrays (NPZ)")
+
+
 def _listed(path: Path) -> list[Path]:
-    """The pictures of all class folders, by folder and name."""
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix.lower() in ENDINGS]
+    """The pictures of all class folders and those below them, by folder and name. Hidden folders are passed over."""
+    try:
+        classes = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    except OSError as error:
+        _unreadable(error)
+    files: list[Path] = []
+    for kind in classes:
+        here: list[Path] = []
+        for folder, below, names in os.walk(kind, onerror=_unreadable):  # follows no links: they may go in circles
+            below[:] = [name for name in below if not name.startswith(".")]
+            here += [Path(folder) / name for name in names if Path(name).suffix.lower() in ENDINGS]
+        files += sorted(here)
     if not files:
         raise InputError(f"{path}: a folder of class folders with pictures is wanted, and there are no pictures")
     return files
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename}: cannot be read: {error}") from None
 
 
 def _size(asked: str | None) -> tuple[int, int] | None:
@@ -138,7 +164,10 @@ def _size(asked: str | None) -> tuple[int, int] | None:
     found = re.fullmatch(r"(\d+)x(\d+)", asked)
     if not found or "0" in found.groups():
         raise InputError(f"--size {asked}: height x width in pixels, as 28x28")
-    return int(found[1]), int(found[2])
+    size = int(found[1]), int(found[2])
+    if size[0] * size[1] > MOST_PIXELS:
+        raise InputError(f"--size {asked}: more than {MOST_PIXELS:,} pixels of a picture")
+    return size
 
 
 def _pillow() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mpi_parallel.data_parallel.formats import csv_table, numbers
 from mpi_parallel.data_parallel.formats.csv_table import CsvSource
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, Units, share
+from mpi_parallel.data_parallel.labels import Labels
 from mpi_parallel.options import InputError
 
 OPTIONS = SourceOptions()
@@ -101,7 +102,10 @@ def test_a_unit_of_a_stream_knows_no_end():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"\0\1\2\3,2\n", "holds binary data"),
+        (b"\0\1\2\3,2\n", "holds binary data: neither CSV, IDX, NPZ nor HDF5"),
+        ("label,a\n1,2\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        (b"label,a\r1,2\r3,4\r", "end with a carriage return alone"),
+        (b'label,"a\nb"\n1,2\n', "its first line cannot be read: it has a quote that is not closed"),
         (b"\n1,2\n", "its first line is empty"),
         (b"alone\n1\n", "the first line has one field"),
         (b"a,b,c\n1,2,3\n", "no column is called label or .*; its columns are a, b, c"),
@@ -167,3 +171,43 @@ def test_a_gzip_file_that_ends_early_is_named(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"a\.csv\.gz: damaged gzip file"):
         read(tmp_path / "a.csv.gz")
+
+
+def test_a_name_of_two_columns_is_no_name(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"kind,a,kind\n1,2,3\n")
+    with pytest.raises(InputError, match=r"--labels kind: .* has 2 such columns: give a position"):
+        CsvSource(tmp_path / "a.csv", SourceOptions(labels="kind"))
+
+
+def test_quotes_are_taken_as_csv_does(tmp_path):
+    """What is no number in quotes is neither cut in two nor joined with what follows."""
+    lines = ['"1","2"," 3"', '1,"2,3"', '"1,2",3,4', '1,2,"3', '3",1,2', '1,2,"' + "7" * 200_000 + '"']
+    (tmp_path / "a.csv").write_text("\n".join(["label,a,b", *lines]))
+    images, labels, bad = read(tmp_path / "a.csv")
+    assert (images.tolist(), labels.tolist()) == ([[2, 3]], [1])
+    assert [why for _, why in bad] == [
+        "has 2 fields, not 3",
+        "field 1 (label) is '1,2', not a number",
+        *["cannot be read: it has a quote that is not closed on its line"] * 2,
+        "cannot be read: field larger than field limit (131072)",
+    ]
+
+
+def test_labels_that_are_no_text_do_not_become_one_class(tmp_path):
+    """In Latin-1 each letter would be the same unknown one; HDF5 takes no NUL in a name."""
+    (tmp_path / "a.csv").write_bytes(b"label,a\nant,1\n\xe9,2\n\xe7,3\n" + b"bee,4\n" * 50_000 + b"b\0e,5\n")
+    _, labels, _ = read(tmp_path / "a.csv")
+    codes, unknown = Labels(named=True).encode(labels)
+    assert np.flatnonzero(codes < 0).tolist() == [1, 2, 50_003] and set(codes[codes >= 0].tolist()) == {0, 1}
+    assert [why for _, why in unknown] == [
+        f"label {name!r} is no text in UTF-8" for name in ("\udce9", "\udce7", "b\0e")
+    ]
+
+
+@given(offset=st.sampled_from([0, 1, 100, 1e6, 1e9]), seed=st.integers(0, 9))
+def test_features_far_from_zero_keep_what_tells_rows_apart(offset, seed):
+    table = np.random.default_rng(seed).normal(offset, 1, (400, 4))
+    table[:, 1] = 0.1  # constant
+    short = numbers.shorten(table)
+    assert short.dtype == (np.float64 if offset >= 1e6 else np.float32)
+    np.testing.assert_allclose(short.astype(float).std(axis=0)[[0, 2]], table.std(axis=0)[[0, 2]], rtol=1e-6)

@@ -1,6 +1,9 @@
 """NPZ, pictures and HDF5 of other layouts: read on all ranks, and refused for good reasons."""
 
+import os
+import struct
 import zipfile
+import zlib
 
 import h5py
 import numpy as np
@@ -56,7 +59,7 @@ def test_npz_by_names_with_rows_that_are_not_finite(shared_path):
         ({"a": np.zeros((3, 2))}, "arrays that nobody knows the meaning of; it has a"),
         ({"x": np.array([None] * 3), "y": np.zeros(3, int)}, "holds Python objects"),
         ({"x": np.zeros((3, 2, 2)).T, "y": np.zeros(2, int)}, "Fortran order"),
-        ({"x": np.zeros((3, 2)), "y": np.zeros((3, 10))}, r"labels are \(N,\)"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros((3, 10))}, r"labels are \(N,\), of one-hot ones their argmax"),
         ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, "3 images, but 4 labels"),
         ({"x": np.zeros((3, 2), complex), "y": np.zeros(3)}, "images are numbers"),
     ],
@@ -133,6 +136,8 @@ def test_a_folder_without_pictures_and_a_size_that_is_none(tmp_path):
     with pytest.raises(InputError, match="there are no pictures"):
         run(tmp_path, "--to", tmp_path / "a.h5")
     save_pictures(tmp_path / "set", *pixels(4), ".png")
+    with pytest.raises(InputError, match="--size 99999x99999: more than 67,108,864 pixels"):
+        run(tmp_path / "set", "--to", tmp_path / "a.h5", "--size", "99999x99999")
     with pytest.raises(InputError, match="--size 0x3: height x width"):
         run(tmp_path / "set", "--to", tmp_path / "a.h5", "--size", "0x3")
 
@@ -170,3 +175,91 @@ def test_labels_that_are_fractions_are_bad_rows(tmp_path):
         file["images"], file["labels"] = images, labels + np.where(np.arange(20) == 11, 0.5, 0)
     with pytest.raises(InputError, match=r"1 bad row: .*a\.h5\n.*images row 11: label .*\.5 is unknown"):
         run(tmp_path / "a.h5", "--to", tmp_path / "b.h5", "--clean", "fail")
+
+
+def test_labels_of_bytes_that_are_no_text(tmp_path):
+    images, labels = pixels(30)
+    names = np.array([b"ant", b"\xff", b"owl"])[labels]
+    np.savez(tmp_path / "a.npz", x=images, y=names)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["images"], file["labels"] = images, names
+    for name in ("a.npz", "b.h5"):
+        run(tmp_path / name, "--to", tmp_path / "c.h5", "--split", 1)
+        assert content(tmp_path / "c.h5")["@classes"].tolist() == ["ant", "owl"]
+        told = (tmp_path / "c.h5.left-out.txt").read_text().splitlines()
+        assert len(told) == (labels == 1).sum()
+        assert told[0].endswith(r"label '\udcff' is no text in UTF-8")
+
+
+def test_labels_in_a_column_and_hdf5_behind_a_text(tmp_path):
+    """As MATLAB writes them; the file does not begin with the mark of HDF5."""
+    images, labels = pixels(30)
+    with h5py.File(tmp_path / "a.mat", "w", userblock_size=512) as file:
+        file["x"], file["y"] = images, labels[:, None].astype(float)
+    with (tmp_path / "a.mat").open("r+b") as raw:
+        raw.write(b"MATLAB 7.3 MAT-file, Platform")
+    run(tmp_path / "a.mat", "--to", tmp_path / "b.h5", "--images", "x", "--labels", "y", "--split", 1)
+    np.testing.assert_array_equal(content(tmp_path / "b.h5")["train/labels"], labels)
+
+
+def test_a_smaller_type_holds_what_it_can(tmp_path):
+    images, labels = pixels(30)
+    values = images.astype(float)
+    values[[3, 8, 11], 2] = 256, -1, 0.5
+    np.savez(tmp_path / "a.npz", x=values, y=labels)
+    run(tmp_path / "a.npz", "--to", tmp_path / "b.h5", "--split", 1, "--dtype", "uint8")
+    np.testing.assert_array_equal(content(tmp_path / "b.h5")["train/images"], np.delete(images, [3, 8, 11], axis=0))
+    assert "x row 3: has a pixel that uint8 does not hold" in (tmp_path / "b.h5.left-out.txt").read_text()
+
+
+def test_pictures_below_class_folders_and_what_only_looks_like_one(tmp_path):
+    """Links that go in circles, a pipe whose reading would never end, a name that is no text, hidden folders."""
+    images, labels = pixels(12)
+    folder = tmp_path / "set"
+    save_pictures(folder, images, labels, ".png")
+    for below in ("deeper", ".hidden"):
+        (folder / "bee" / below).mkdir()
+        Image.fromarray(images[0].reshape(3, 4)).save(folder / "bee" / below / "x.png")
+    (folder / "bee" / "up").symlink_to(folder)
+    (folder / "bee" / "self.png").symlink_to("self.png")
+    os.mkfifo(folder / "bee" / "pipe.png")
+    odd = folder / os.fsdecode(b"\xff")
+    odd.mkdir()
+    (folder / "ant").rename(tmp_path / "ant")
+    (folder / "ant").symlink_to(tmp_path / "ant")  # a class may be elsewhere
+    Image.fromarray(images[0].reshape(3, 4)).save(odd / "x.png")
+    run(folder, "--to", tmp_path / "a.h5", "--split", 1)
+    arrays = content(tmp_path / "a.h5")
+    np.testing.assert_array_equal(np.bincount(arrays["train/labels"]), np.bincount([*labels, 1]))
+    assert arrays["@classes"].tolist() == NAMES.tolist()
+    told = (tmp_path / "a.h5.left-out.txt").read_text()
+    for line in ("pipe.png: is not a file", "self.png: cannot be decoded", r"x.png: label '\udcff' is no text"):
+        assert line in told
+
+
+def test_pictures_keep_their_numbers_or_are_refused(tmp_path):
+    """32-bit grey stays what it is; of 16-bit colours Pillow would read 8 bits."""
+    (tmp_path / "set" / "ant").mkdir(parents=True)
+    values = np.array([[-5, 70_000], [2**30, 3]], np.int32)
+    Image.fromarray(values).save(tmp_path / "set" / "ant" / "0.tiff")
+    run(tmp_path / "set", "--to", tmp_path / "a.h5", "--split", 1)
+    np.testing.assert_array_equal(content(tmp_path / "a.h5")["train/images"], values[None])
+    (tmp_path / "set" / "ant" / "0.tiff").unlink()
+    deep = [b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(7)), b"IEND"]
+    chunks = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in deep]
+    (tmp_path / "set" / "ant" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(InputError, match=r"1\.png has colours of 16 bits, of which Pillow reads 8"):
+        run(tmp_path / "set", "--to", tmp_path / "a.h5")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    save_pictures(tmp_path / "set", *pixels(4), ".png")
+    walk = os.walk
+
+    def refused(top, onerror):
+        onerror(PermissionError(13, "Permission denied", str(top)))
+        return walk(top)
+
+    monkeypatch.setattr(pictures.os, "walk", refused)
+    with pytest.raises(InputError, match=r"set/.*: cannot be read: .*Permission denied"):
+        run(tmp_path / "set", "--to", tmp_path / "a.h5")
