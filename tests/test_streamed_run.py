@@ -62,13 +62,15 @@ def test_the_benchmark_prints_what_it_measures_and_leaves_nothing(tmp_path):
     (tmp_path / "scratch").mkdir()
     figures = tmp_path / "figures.json"
     size = ["--size", "4M", "--memory", "16M", "--window", "4M", "--hidden", "4", "--batch-size", "2048"]
+    size += ["--table-rows", "200"]
     done = launch(
         2, "-m", "mpi_parallel.benchmark", "data", "--folder", tmp_path / "scratch", *size, "--to", figures
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for word in ("resident", "streaming", "first step", "reading", "computing", "memory"):
+    for word in ("resident", "streaming", "first step", "reading", "computing", "memory", "converting"):
         assert word in done.stdout
     told = json.loads(figures.read_text())
     assert told["streaming"]["samples"] == 4 * 2**20 // 784
     assert told["peak_bytes"] > 2**20 and told["share_of_the_limit"] > 0
+    assert told["converting"]["rows"] == 200 and told["converting"]["all_ranks_seconds"] > 0
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -3,6 +3,7 @@
 A file is generated, read from its start to its end with plain h5py, and then trained on as one that does not fit into
 memory. Streaming can be no faster than the reading, nor than the arithmetic on rows that are in memory: it takes turns
 with a run on a small file, so that what else goes on at the machine slows both, and shows what resident rows cost.
+At last a CSV file is converted (converting.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mpi_parallel.benchmark.converting import converting, told
 from mpi_parallel.benchmark.scratch import memory_watched, scratch_folder
 from mpi_parallel.benchmark.timing import keep, settle
 from mpi_parallel.config.learning import DataOptions
@@ -39,10 +41,11 @@ from mpi_parallel.result_merging.registry import MERGERS
 from mpi_parallel.training.banner import library
 from mpi_parallel.training.step import train_step
 
-SENTENCE = "Measure reading and distributing data: resident rows, and streaming of a file that is generated for it."
+SENTENCE = "Measure reading, distributing and converting data: resident rows, streaming of a generated file, CSV."
 SHAPE, CLASSES = (28, 28), 10
 RESIDENT_ROWS = 60_000
 TURNS = 8  # few enough that what is read while the small file has its turn does not count
+TABLE_ROW = 5 * 784  # bytes of a row of a table, and of the file that is made of it
 SLAB = 8 << 20  # bytes that are written, and read with plain h5py, at a time
 
 
@@ -59,6 +62,8 @@ class MeasureOptions:
     hidden: tuple[int, ...] = option((128, 64), "widths of the hidden layers", check=at_least(1))
     merge: str = option("auto", "how the ranks' gradients become one", choices=("auto", *MERGERS))
     chunk: int = option(0, "images in a chunk of the file; 0 is one piece", check=at_least(0))
+    table_rows: int = option(60_000, "rows of the CSV file that is converted; 0 leaves that out", check=at_least(0))
+    table_of: str | None = option(None, "file whose training images these are; by default random ones", name="FILE.h5")
     to: str | None = option(None, "also write the figures as JSON", name="FILE.json")
 
 
@@ -75,8 +80,11 @@ def main(world: Communicator, arguments: list[str]) -> int:
     started = process_seconds()
     config = parse(DataConfig, arguments, "mpi_parallel.benchmark data", SENTENCE, speaks=world.rank == 0)
     device, threads = settle(config.device, world)
-    with scratch_folder(config.measure.folder, bytes_of(config.measure.size), world) as folder:
+    tables = config.measure.table_rows * TABLE_ROW
+    with scratch_folder(config.measure.folder, bytes_of(config.measure.size) + tables, world) as folder:
         figures = _Bench(config.measure, folder, world.on(device), world.node(), device).measure(started)
+        if tables:
+            figures["converting"] = converting(folder, config.measure.table_rows, config.measure.table_of, world)
     figures |= {"device": device.describe(), "threads": threads}
     if world.rank == 0:
         _show(figures)
@@ -217,3 +225,5 @@ def _show(figures: dict[str, Any]) -> None:
         f"{figures['share_of_the_limit']:.0%} of the lower of these"
     )
     print(f"memory     {figures['peak_bytes'] * mega:12,.0f} MB at most of all ranks together (proportional set size)")
+    if "converting" in figures:
+        print(told(figures["converting"], figures["ranks"]))
