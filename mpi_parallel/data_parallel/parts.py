@@ -38,6 +38,7 @@ class Parts:
         self.names = lasts if lasting else self._written
         own = {name: ((mine[name], *shape[1:]), dtype) for name, (shape, dtype) in layout.items()}
         self._file = OneFile(path.parent / self._written[comm.rank], own, Communicator(MPI.COMM_SELF))
+        comm.meet()  # all parts are there before one can fail to be written, and removes them all
         self._next = dict.fromkeys(layout, 0)
         self._runs: list[Run] = []
 

@@ -123,6 +123,7 @@ def _copy_packed(
     try:
         with create(own[comm.rank]) as part:
             _make(part, layout, filter_, chunk)
+            comm.meet()  # as in `parts`
             for name, rows, values in _converted(file, layout, comm, digests, chunk):
                 part[name][rows.start : rows.stop] = values
         comm.maximum(0)

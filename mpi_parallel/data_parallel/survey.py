@@ -140,7 +140,10 @@ def _moments(data: ImageSet) -> str:
 
 
 def contact_sheet(data: ImageSet, path: Path) -> None:
-    """Draw the first images of each class as one picture, a row a class. Raises InputError without Pillow."""
+    """Draw the first images of each class as one picture, a row a class.
+
+    Raises InputError without Pillow, and where the picture cannot be written.
+    """
     try:
         from PIL import Image  # here, because only this needs it
     except ImportError:
@@ -152,7 +155,10 @@ def contact_sheet(data: ImageSet, path: Path) -> None:
             pixels = _drawable(data.train.read(range(place, place + 1))[0][0], data.shape)
             picture = Image.fromarray(pixels).resize((SHEET_SIDE - 2, SHEET_SIDE - 2))
             sheet.paste(picture.convert("RGB"), (column * SHEET_SIDE + 1, line * SHEET_SIDE + 1))
-    sheet.save(path)
+    try:
+        sheet.save(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"--contact-sheet {path}: cannot be written: {error}; name a .png or .jpg") from None
 
 
 def _first_of_each(split: Split) -> list[list[int]]:

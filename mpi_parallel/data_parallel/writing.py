@@ -8,6 +8,7 @@ can write a part file of its own, and a virtual data set makes the parts look li
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -102,6 +103,8 @@ def check_target(target: Path, sources: Iterable[str | Path] = ()) -> None:
     """Raise InputError where the file cannot have that name, or where one of the `sources` has it."""
     if not target.parent.is_dir():
         raise InputError(f"--to {target}: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(f"--to {target}: no permission to write in the folder {target.parent}")
     if target.is_dir():
         raise InputError(f"--to {target} is a folder: name a file in it")
     for source in sources:

@@ -114,3 +114,11 @@ def test_names_that_are_taken(rows, tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         run(rows, "--to", tmp_path / name)
     assert rows.read_bytes() == before
+
+
+def test_a_folder_in_which_nobody_may_write(rows, tmp_path, monkeypatch):
+    """Told before anything is read; root, who may write anywhere, is told to be somebody else here."""
+    monkeypatch.setattr("mpi_parallel.data_parallel.writing.os.access", lambda folder, how: False)
+    monkeypatch.setattr("mpi_parallel.convert.Intake", None)
+    with pytest.raises(InputError, match=r"--to .*a\.h5: no permission to write in the folder"):
+        run(rows, "--to", tmp_path / "a.h5")

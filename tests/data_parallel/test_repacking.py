@@ -127,6 +127,13 @@ def test_inspect_shows_labels_without_a_name(tmp_path, capsys):
     assert f"2 (which has no name) {(pixels(200)[1][:150] == 2).sum()}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["sheet.xyz", "nowhere/sheet.png"])
+def test_a_contact_sheet_that_cannot_be_written(tmp_path, name):
+    make(tmp_path / "a.h5")
+    with pytest.raises(InputError, match=f"--contact-sheet .*{name}: cannot be written: .*name a .png"):
+        run(inspect, tmp_path / "a.h5", "--contact-sheet", tmp_path / name)
+
+
 def test_what_streaming_reads_of_contiguous_rows_is_the_rows(tmp_path):
     split = Split(str(tmp_path / "a.h5"), "images", "labels", 1000, (3, 4), np.dtype(np.uint8))
     cost = epoch_cost(split, [block(1000, 7, part) for part in range(7)], 1 << 20)
