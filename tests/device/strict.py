@@ -105,6 +105,8 @@ class StrictArray:
     def __getitem__(self, key: Any) -> StrictArray:
         key = key if isinstance(key, tuple) else (key,)
         key = key if any(part is Ellipsis for part in key) else (*key, ...)  # so that single elements are views as well
+        if any(isinstance(part, StrictArray) for part in key):  # no view: elements are looked up
+            return outside(STREAM.allocate("lookup", lambda: self._values[inside(key)]))
         return StrictArray(self._values[inside(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:

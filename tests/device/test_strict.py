@@ -5,6 +5,7 @@ import operator
 import numpy as np
 import pytest
 
+from tests.device.recording import Recording
 from tests.device.strict import Strict, StrictArray
 
 
@@ -95,3 +96,12 @@ def test_single_elements_are_views(device, array):
     element = array[0, 0]
     element += 7
     assert (element.shape, float(element), float(array[0, 0]), float(array[1, 2])) == ((), 7, 7, 20)
+
+
+def test_elements_that_are_looked_up_are_those_behind_the_work_before(monkeypatch):
+    device = Recording(monkeypatch, late=True)
+    array, places = device.to_device(np.zeros((2, 3))), device.to_device(np.array([1, 0]))
+    array += 1
+    found = array[places, places]
+    array += 1
+    assert device.to_host(found).tolist() == [1, 1]

@@ -97,8 +97,7 @@ def test_rows_that_stream_are_replayed_as_those_that_stay(train, gpu, options):
     assert losses(cores) == pytest.approx(losses(events), rel=1e-3)
 
 
-@pytest.mark.parametrize("holding", ["resident", "streaming"])
-@pytest.mark.parametrize("dtype", ["i4", "f2", "i2"])
+@pytest.mark.parametrize(("dtype", "holding"), [("i4", "resident"), ("f2", "streaming")])
 def test_images_of_every_type_are_replayed(train, gpu, dtype, holding):
     """Those that no kernel reads are kept as float32."""
     with h5py.File(train.runs.data, "a") as file:
