@@ -107,7 +107,7 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
         "ranks": comm.size,
         "merge": choice.merger.name,
         "merge_seconds": choice.seconds,
-        "graphs": isinstance(steps, Numbered) and steps.steps.replays,
+        "graphs": steps.steps.replays if isinstance(steps, Numbered) else engine.replays is not None,
         "buckets": _travels(choice.merger),
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
@@ -155,6 +155,8 @@ class Numbered:
 def _steps(engine: Replica, merger: Merger, optimizer: Optimizer, config: StepConfig) -> Callable[[Batch], None]:
     """Steps as a run on this device takes them."""
     if engine.store.device.kind == "cpu" or why_not(engine, merger):
+        if config.device.graphs and not merger.overlaps:
+            engine.replay()
 
         def told(batch: Batch) -> None:
             train_step(engine, batch, merger, optimizer, 1e-3)

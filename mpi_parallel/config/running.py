@@ -66,7 +66,10 @@ class DeviceOptions:
         "numbers in matrix products; all else is float32. A CPU rounds to the narrower ones and is no faster for it",
         choices=("float32", "tf32", "bfloat16", "float16"),
     )
-    graphs: bool = option(True, "let a GPU replay a step that it has taken before as one CUDA graph")
+    graphs: bool = option(
+        True,
+        "replay what was computed before for as many rows: a GPU as one CUDA graph, a core from a list of its calls",
+    )
     threads: int | None = option(
         None, "threads of a rank; by default its share of the cores that it may use", check=at_least(1)
     )

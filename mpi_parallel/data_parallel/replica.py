@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from mpi_parallel.data_parallel.evaluation import EVALUATION_ROWS
 from mpi_parallel.data_parallel.loader import Batch
+from mpi_parallel.data_parallel.replays import Replays
 from mpi_parallel.data_parallel.rows import Rows
+from mpi_parallel.device import Array
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.layers import Ready, See
@@ -19,6 +22,11 @@ class Replica:
     def __init__(self, model: Network, rows: Rows, clock: Clock, micro_batch: int | None = None) -> None:
         self.model, self.rows, self.clock, self.micro_batch = model, rows, clock, micro_batch
         self.store, self.workspace = model.store, model.workspace
+        self.replays: Replays | None = None
+
+    def replay(self) -> None:
+        """From now on replay passes that come again; no `on_ready` of a `run` may have anything to do, then."""
+        self.replays = Replays(self.model, self.rows, partial(self._compute, on_ready=_nobody))
 
     def run(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
         """Put the gradient (summed over this rank's rows), loss and counts into the store, group by group.
@@ -74,14 +82,23 @@ class Replica:
 
     def _accumulate(self, part: Batch, on_ready: Ready, micro: int | None) -> None:
         self.clock.enter("data", "gather", micro)
-        self.workspace.reset()  # what the micro-batch before left is not needed any more
-        x, t = self.rows.gather(self.workspace, part.index, part.keys)
+        known = self.replays.of(part) if self.replays and not self.clock.listeners else None
+        if known:
+            known.gather(part)
+            self.clock.enter("compute", "forward", micro)
+            known.compute()
+        else:
+            self.workspace.reset()  # what the micro-batch before left is not needed any more
+            x, t = self.rows.gather(self.workspace, part.index, part.keys)
+            self._compute(x, t, part.keys, on_ready, micro)
+        self.store.accumulating = True
+
+    def _compute(self, x: Array, t: Array, keys: Array, on_ready: Ready, micro: int | None = None) -> None:
         self.clock.enter("compute", "forward", micro)
-        logits, backward = self.model.training.forward(x, part.keys)
+        logits, backward = self.model.training.forward(x, keys)
         dz = self.model.loss_gradient(logits, t, self.store.tail)
         self.clock.enter("compute", "backward", micro)
         backward(dz, on_ready)
-        self.store.accumulating = True
 
 
 def _nobody(parameters: object) -> None:

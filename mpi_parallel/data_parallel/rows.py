@@ -21,6 +21,7 @@ class Rows:
     """Images (n, features) and labels (n,) that this rank holds."""
 
     brought = False  # whether they are to be brought before they are gathered
+    in_place = True  # whether `gather` finds them by their index, now and again
 
     def __init__(
         self, images: NDArray[Any], labels: NDArray[np.int32], scaler: Scaler, device: Device,
@@ -58,8 +59,12 @@ class Rows:
         """
         n = len(index)
         x, t = ws.operand((n, self.features)), ws.empty((n,), np.int32)
-        self._standardise(self.raw, index, x, t, keys)
+        self.put(index, x, t, keys)
         return ws.narrowed(x), t
+
+    def put(self, index: Array, x: Array, t: Array, keys: Array | None = None) -> None:
+        """The same, before x is narrowed, in arrays of the caller."""
+        self._standardise(self.raw, index, x, t, keys)
 
     def labels_of(self, ws: Workspace, index: Array) -> Array:
         """The labels that `gather` would give, without looking at the images."""
@@ -97,6 +102,8 @@ class Rows:
 
 class StreamedRows(Rows):
     """Rows that pass by in the order of their use; here `index` tells only how many are asked for next."""
+
+    in_place = False
 
     def __init__(
         self, stream: Stream, largest_label: int, scaler: Scaler, device: Device, augment: Augmentation | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +14,7 @@ from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.hashing import half_of
 from mpi_parallel.device.interface import Array, Augmentation, Raw
 
-MODULE, VERSION = "mpi_parallel.device._kernels", 6  # what module.c must call itself
+MODULE, VERSION = "mpi_parallel.device._kernels", 7  # what module.c must call itself
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
 # Those that take the arguments that callers have are called without a detour, and products if we know the BLAS.
 AS_THEY_ARE = ("pick", "name_positions", "bias", "relu_gradient", "column_sums", "check", "sum_slots", "meet")
@@ -76,6 +77,16 @@ class OpenMP(Expressions):
         if self._changed.nbytes < nbytes:
             self._changed = np.empty(nbytes, np.uint8)
         kernel(raw, index_B, keys_B, *how, x_BF, t_B, self._changed)
+
+    def recorded(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What makes the calls that `work` would make of compiled kernels, on the same arrays; now none is made."""
+        calls: list[Any] = []
+        self.library.record(calls)
+        try:
+            work()
+        finally:
+            self.library.record(None)
+        return partial(self.library.play, calls)
 
     def permute(self, image: Array, first: int, n: int, keys: Array, starts: Array) -> None:
         self.library.permute(image, first, n, half_of(n), keys, starts)

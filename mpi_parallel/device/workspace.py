@@ -22,7 +22,7 @@ class Workspace:
         self.device, self.precision = device, precision
         self.storage = np.dtype(device.storage(precision))
         self.xp, self.kernels = device.xp, device.kernels
-        self._arena: Array = device.empty_bytes(0)
+        self.arena: Array = device.empty_bytes(0)  # the block; another one when it had to grow
         self._views: dict[tuple[int, tuple[int, ...], Any], tuple[Array, int]] = {}
         self._used = 0
 
@@ -49,27 +49,27 @@ class Workspace:
 
     def reset(self) -> None:
         """Start again: every array handed out since the last reset is dead."""
-        if self._used > self._arena.nbytes:
+        if self._used > self.arena.nbytes:
             self._views.clear()
-            self._arena = self.device.empty_bytes(self._used)
+            self.arena = self.device.empty_bytes(self._used)
         self._used = 0
 
     @property
     def settled(self) -> Array | None:
         """The memory that everything since the last reset was cut from; None where it did not suffice."""
-        return self._arena if self._used <= self._arena.nbytes else None
+        return self.arena if self._used <= self.arena.nbytes else None
 
     @property
     def nbytes(self) -> int:
         """Size of the arena."""
-        return int(self._arena.nbytes)
+        return int(self.arena.nbytes)
 
     def _cut(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, int]:
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         end = self._used + -(-nbytes // ALIGNMENT) * ALIGNMENT
-        if end > self._arena.nbytes:
+        if end > self.arena.nbytes:
             return self.xp.empty(shape, dtype), end
-        return self._arena[self._used : self._used + nbytes].view(dtype).reshape(shape), end
+        return self.arena[self._used : self._used + nbytes].view(dtype).reshape(shape), end
 
 
 class Ring(Workspace):
@@ -83,13 +83,13 @@ class Ring(Workspace):
     def turn(self, number: int) -> None:
         """From now on cut from, and reset, this arena."""
         if number != self._number:
-            self._turned[self._number] = self._arena, self._views, self._used
+            self._turned[self._number] = self.arena, self._views, self._used
             if number not in self._turned:
                 self._turned[number] = self.device.empty_bytes(0), {}, 0
-            self._arena, self._views, self._used = self._turned.pop(number)
+            self.arena, self._views, self._used = self._turned.pop(number)
             self._number = number
 
     @property
     def nbytes(self) -> int:
         """Size of all arenas."""
-        return int(self._arena.nbytes + sum(arena.nbytes for arena, _, _ in self._turned.values()))
+        return int(self.arena.nbytes + sum(arena.nbytes for arena, _, _ in self._turned.values()))

@@ -23,6 +23,7 @@ class Across(Merger):
     def __init__(self, merger: Merger, grid: ProcessGrid) -> None:
         super().__init__(merger.store, merger.comm)
         self.merger, self.name, self.owned = merger, merger.name, merger.owned
+        self.overlaps = merger.overlaps
         self.model, self.speaks = grid.model.on_host(), grid.speaks
         # Tensor ranks have slices of the same parameters, of which stages may share one; not all have all biases.
         self._rows = [2 * int(name[1:]) + (name[0] == "b") for name in self.store.parameters]

@@ -48,6 +48,8 @@ class Buckets(Merger):
     progress only when it is called, which `ready` does between layers.
     """
 
+    overlaps = True
+
     name = "buckets"
 
     def __init__(self, store: ParameterStore, comm: Communicator, nbytes: int = BUCKET) -> None:

@@ -20,15 +20,18 @@ def open_steps(
 ) -> Steps:
     """Who takes the steps of a run of `total`, of which `begun` are behind: the device, or the host call by call."""
     rule, device = options.optimizer, engine.store.device
-    if device.kind != "cpu":
-        reason = why_not(engine, merger)
-        if reason is None:
-            assert isinstance(engine, Replica)
-            assert isinstance(merger, Merger)
-            schedule = Schedule(rule.lr, rule.schedule == "cosine", rule.warmup, total, rule.clip_norm)
-            ahead = 0 if options.run.survive else AHEAD  # survivors take up the newest step that anybody has ended
-            return CapturedSteps(engine, merger, optimizer, schedule, options.device.graphs, begun, ahead)
-        logger.info("no CUDA graphs: %s", reason)
+    if device.kind == "cpu":
+        if options.device.graphs and isinstance(engine, Replica) and not merger.overlaps:
+            engine.replay()
+        return HostSteps(engine, merger, optimizer, rule, total)
+    reason = why_not(engine, merger)
+    if reason is None:
+        assert isinstance(engine, Replica)
+        assert isinstance(merger, Merger)
+        schedule = Schedule(rule.lr, rule.schedule == "cosine", rule.warmup, total, rule.clip_norm)
+        ahead = 0 if options.run.survive else AHEAD  # survivors take up the newest step that anybody has ended
+        return CapturedSteps(engine, merger, optimizer, schedule, options.device.graphs, begun, ahead)
+    logger.info("no CUDA graphs: %s", reason)
     return HostSteps(engine, merger, optimizer, rule, total)
 
 

@@ -50,6 +50,7 @@ class Merger(Protocol):
     owned: slice
     comm: Communicator  # the ranks that have the same part of the model
     name: str  # as --merge has it
+    overlaps: bool  # whether it does anything in `ready`
 
     def ready(self, parameters: Sequence[Parameter]) -> None:
         """The gradients of these parameters are complete on this rank."""

@@ -88,7 +88,7 @@ def test_each_shape_has_its_own_graph_and_a_growing_workspace_spoils_none(path, 
             assert steps(ours, number) == host(theirs, number)
             number += 1
         assert run.score(run.training.rows) == other.score(other.training.rows)  # more rows at a time than a batch has
-    assert steps._shapes[0, 14].memory is not run.model.workspace._arena
+    assert steps._shapes[0, 14].memory is not run.model.workspace.arena
     np.testing.assert_array_equal(run.weights(), other.weights())
     assert {edges for edges, shape in steps._shapes.items() if shape.captured} == {(0, 14), (0, 5)}
     assert len({entry for entry in device.log if entry.startswith("replay")}) == 1

@@ -74,8 +74,36 @@ static long elements(const Array *a)
     return n;
 }
 
+/* --- calls that are written down instead of made, to be made again and again without Python --- */
+
+static _Thread_local PyObject *tape; /* the list that takes them; none: they are made */
+
+static PyObject *write_down(PyObject *module, const char *name, PyObject *const *given, Py_ssize_t count)
+{
+    PyObject *call = PyTuple_New(count + 1), *function = call ? PyObject_GetAttrString(module, name) : NULL;
+    if (!function) {
+        Py_XDECREF(call);
+        return NULL;
+    }
+    PyTuple_SET_ITEM(call, 0, function);
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        Py_INCREF(given[i]);
+        PyTuple_SET_ITEM(call, i + 1, given[i]);
+    }
+    int failed = PyList_Append(tape, call);
+    Py_DECREF(call);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
 /* The arguments of a call, one after the other. */
 #define FUNCTION(NAME) static PyObject *call_##NAME(PyObject *self, PyObject *const *given, Py_ssize_t count)
+
+/* The same of one that may be written down. */
+#define KERNEL(NAME)                                                                                                   \
+    static PyObject *compute_##NAME(PyObject *self, PyObject *const *given, Py_ssize_t count);                         \
+    FUNCTION(NAME) { return (tape ? write_down(self, #NAME, given, count) : compute_##NAME(self, given, count)); }     \
+    static PyObject *compute_##NAME(PyObject *self, PyObject *const *given, Py_ssize_t count)
 #define TAKES(N)                                                                                                       \
     (void)self;                                                                                                        \
     if (count != (N)) return PyErr_Format(PyExc_TypeError, "%d arguments are wanted, not %zd", (int)(N), count)
@@ -98,7 +126,7 @@ static long elements(const Array *a)
     Array *mean = array(PyTuple_GET_ITEM(given[I], 2)), *inverse_std = array(PyTuple_GET_ITEM(given[I], 3))
 
 #define GATHER_CALL(NAME)                                                                                              \
-    FUNCTION(NAME)                                                                                                     \
+    KERNEL(NAME)                                                                                                     \
     {                                                                                                                  \
         TAKES(4);                                                                                                      \
         RAW(0); ARRAY(index, 1); ARRAY(x, 2); ARRAY(t, 3);                                                             \
@@ -111,7 +139,7 @@ GATHER_CALL(gather_u16)
 GATHER_CALL(gather_f32)
 
 #define AUGMENTED_CALL(NAME)                                                                                           \
-    FUNCTION(NAME##_augmented)                                                                                         \
+    KERNEL(NAME##_augmented)                                                                                         \
     {                                                                                                                  \
         TAKES(12);                                                                                                     \
         RAW(0); ARRAY(index, 1); ARRAY(keys, 2);                                                                       \
@@ -127,14 +155,14 @@ AUGMENTED_CALL(gather_u8)
 AUGMENTED_CALL(gather_u16)
 AUGMENTED_CALL(gather_f32)
 
-FUNCTION(pick)
+KERNEL(pick)
 {
     TAKES(3);
     ARRAY(labels, 0); ARRAY(index, 1); ARRAY(t, 2);
     RUN(pick(DATA(labels), DATA(index), elements(t), DATA(t)));
 }
 
-FUNCTION(permute)
+KERNEL(permute)
 {
     TAKES(6);
     ARRAY(image, 0); WHOLE(first, 1); WHOLE(n, 2); WHOLE(half, 3); ARRAY(keys, 4); ARRAY(starts, 5);
@@ -142,7 +170,7 @@ FUNCTION(permute)
                 DATA(starts)));
 }
 
-FUNCTION(name_positions)
+KERNEL(name_positions)
 {
     TAKES(5);
     ARRAY(keys, 0); WHOLE(first, 1); WHOLE(of, 2); ARRAY(shards, 3); WHOLE(salt, 4);
@@ -161,7 +189,7 @@ FUNCTION(set_sgemm)
     RUN((void)0);
 }
 
-FUNCTION(linear)
+KERNEL(linear)
 {
     TAKES(5);
     ARRAY(x, 0); ARRAY(W, 1); ARRAY(y, 3); WHOLE(relu, 4);
@@ -169,14 +197,14 @@ FUNCTION(linear)
     RUN(product(x, 0, W, 0, y, 0); if (b) bias(DATA(y), DATA(b), y->shape[0], y->shape[1], (int)relu));
 }
 
-FUNCTION(input_gradient)
+KERNEL(input_gradient)
 {
     TAKES(3);
     ARRAY(dy, 0); ARRAY(W, 1); ARRAY(dx, 2);
     RUN(product(dy, 0, W, 1, dx, 0));
 }
 
-FUNCTION(weight_gradient)
+KERNEL(weight_gradient)
 {
     TAKES(5);
     ARRAY(x, 0); ARRAY(dy, 1); ARRAY(dW, 2); WHOLE(add, 4);
@@ -185,21 +213,21 @@ FUNCTION(weight_gradient)
         if (db) column_sums(DATA(dy), DATA(db), dy->shape[0], dy->shape[1], (int)add));
 }
 
-FUNCTION(bias)
+KERNEL(bias)
 {
     TAKES(3);
     ARRAY(y, 0); ARRAY(b, 1); WHOLE(relu, 2);
     RUN(bias(DATA(y), DATA(b), y->shape[0], y->shape[1], (int)relu));
 }
 
-FUNCTION(relu_gradient)
+KERNEL(relu_gradient)
 {
     TAKES(2);
     ARRAY(dy, 0); ARRAY(y, 1);
     RUN(relu_gradient(DATA(dy), DATA(y), elements(dy)));
 }
 
-FUNCTION(column_sums)
+KERNEL(column_sums)
 {
     TAKES(3);
     ARRAY(a, 0); ARRAY(sums, 1); WHOLE(add, 2);
@@ -207,7 +235,7 @@ FUNCTION(column_sums)
 }
 
 #define CONVERT_CALL(NAME)                                                                                              \
-    FUNCTION(NAME)                                                                                                     \
+    KERNEL(NAME)                                                                                                     \
     {                                                                                                                  \
         TAKES(2);                                                                                                      \
         ARRAY(a, 0); ARRAY(out, 1);                                                                                    \
@@ -221,7 +249,7 @@ CONVERT_CALL(pack_float16)
 CONVERT_CALL(unpack_bfloat16)
 CONVERT_CALL(unpack_float16)
 
-FUNCTION(dropout)
+KERNEL(dropout)
 {
     TAKES(7);
     ARRAY(x, 0); ARRAY(keys, 1); ARRAY(y, 2); WHOLE(layer, 3); WHOLE(threshold, 4); REAL(factor, 5); WHOLE(first, 6);
@@ -229,7 +257,7 @@ FUNCTION(dropout)
                 (uint32_t)first));
 }
 
-FUNCTION(cross_entropy)
+KERNEL(cross_entropy)
 {
     TAKES(5);
     ARRAY(z, 0); ARRAY(t, 1); ARRAY(loss, 2); ARRAY(correct, 3); ARRAY(sums, 4);
@@ -238,35 +266,35 @@ FUNCTION(cross_entropy)
 
 /* --- merging and updating --- */
 
-FUNCTION(check)
+KERNEL(check)
 {
     TAKES(2);
     ARRAY(a, 0); ARRAY(bad, 1);
     RUN(check(DATA(a), elements(a), DATA(bad)));
 }
 
-FUNCTION(sum_slots)
+KERNEL(sum_slots)
 {
     TAKES(2);
     ARRAY(out, 0); ARRAY(slots, 1);
     RUN(sum_slots(DATA(out), SLOTS(slots), elements(out)));
 }
 
-FUNCTION(sgd)
+KERNEL(sgd)
 {
     TAKES(5);
     ARRAY(w, 0); ARRAY(g, 1); REAL(scale, 2); REAL(alpha, 3); REAL(l2, 4);
     RUN(sgd(DATA(w), SLOTS(g), elements(w), scale, alpha, l2));
 }
 
-FUNCTION(momentum)
+KERNEL(momentum)
 {
     TAKES(7);
     ARRAY(w, 0); ARRAY(v, 1); ARRAY(g, 2); REAL(scale, 3); REAL(alpha, 4); REAL(mu, 5); REAL(l2, 6);
     RUN(momentum(DATA(w), DATA(v), SLOTS(g), elements(w), scale, alpha, mu, l2));
 }
 
-FUNCTION(adam)
+KERNEL(adam)
 {
     TAKES(11);
     ARRAY(w, 0); ARRAY(m, 1); ARRAY(v, 2); ARRAY(g, 3);
@@ -306,6 +334,31 @@ FUNCTION(threads)
     return PyLong_FromLong(omp_get_max_threads());
 }
 
+FUNCTION(record)
+{
+    TAKES(1);
+    Py_CLEAR(tape);
+    if (given[0] == Py_None) Py_RETURN_NONE;
+    if (!PyList_Check(given[0])) return PyErr_Format(PyExc_TypeError, "calls are written into a list, not %R", given[0]);
+    Py_INCREF(given[0]);
+    tape = given[0];
+    Py_RETURN_NONE;
+}
+
+FUNCTION(play)
+{
+    TAKES(1);
+    if (!PyList_Check(given[0])) return PyErr_Format(PyExc_TypeError, "calls are in a list, not in %R", given[0]);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(given[0]); ++i) {
+        PyObject *call = PyList_GET_ITEM(given[0], i);
+        PyObject *done = PyObject_Vectorcall(PyTuple_GET_ITEM(call, 0), &PyTuple_GET_ITEM(call, 1),
+                                             PyTuple_GET_SIZE(call) - 1, NULL);
+        if (!done) return NULL;
+        Py_DECREF(done);
+    }
+    Py_RETURN_NONE;
+}
+
 #define LISTED(NAME) {#NAME, (PyCFunction)(void (*)(void))call_##NAME, METH_FASTCALL, NULL}
 
 static PyMethodDef methods[] = {
@@ -315,7 +368,7 @@ static PyMethodDef methods[] = {
     LISTED(column_sums), LISTED(to_bfloat16), LISTED(to_float16), LISTED(to_tf32), LISTED(pack_bfloat16), LISTED(pack_float16),
     LISTED(unpack_bfloat16), LISTED(unpack_float16), LISTED(dropout),
     LISTED(cross_entropy), LISTED(check), LISTED(sum_slots), LISTED(sgd), LISTED(momentum), LISTED(adam), LISTED(meet),
-    LISTED(address), LISTED(instruction_set), LISTED(threads), {NULL, NULL, 0, NULL},
+    LISTED(address), LISTED(instruction_set), LISTED(threads), LISTED(record), LISTED(play), {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", NULL, -1, methods, NULL, NULL, NULL, NULL};
@@ -328,6 +381,6 @@ PyMODINIT_FUNC PyInit__kernels(void)
     Py_DECREF(numpy);
     PyObject *module = array_type ? PyModule_Create(&definition) : NULL;
     /* Raised whenever what a function takes or does changes: a library that was built before is not to be trusted. */
-    if (module && PyModule_AddIntConstant(module, "VERSION", 6) < 0) Py_CLEAR(module);
+    if (module && PyModule_AddIntConstant(module, "VERSION", 7) < 0) Py_CLEAR(module);
     return module;
 }
