@@ -1,0 +1,28 @@
+"""Who sets the pace of the steps on the cores, and which passes are replayed there."""
+
+import pytest
+
+from mpi_parallel.config import TrainConfig
+from mpi_parallel.config.learning import DataOptions
+from mpi_parallel.config.running import DeviceOptions
+from mpi_parallel.training.pacing import open_steps
+from mpi_parallel.training.step import HostSteps
+from tests.assembly import ALONE, assemble
+from tests.samples import write_image_set
+
+
+@pytest.mark.parametrize(
+    "graphs,merge,groups,replayed",
+    [(True, "flat", None, True), (False, "flat", None, False), (True, "buckets", None, False), (True, None, 4, True)],
+)
+def test_passes_are_replayed_unless_told_not_to_or_sums_begin_meanwhile(tmp_path, graphs, merge, groups, replayed):
+    path = write_image_set(tmp_path / "set.h5", train=61)
+    run = assemble(path, ALONE, merge=merge, groups=groups)
+    config = TrainConfig(data=DataOptions(data=str(path)), device=DeviceOptions(graphs=graphs))
+    steps = open_steps(run.engine, run.merger, run.optimizer, config, 10)
+    assert isinstance(steps, HostSteps)
+    assert (run.engine.replays is not None) == replayed
+    for number, batch in enumerate(run.training.epoch(0, run.batch_size)):
+        assert steps(batch, number).finite
+    if replayed:
+        assert run.engine.replays.works
