@@ -45,7 +45,9 @@ class Pass:
         ws.reset()
         self._x, self._t = rows.gather(ws, part.index, part.keys)
         self._keyed = any(isinstance(layer, Dropout) for layer in model.training.layers)
-        self.compute = model.store.device.capture(lambda: compute(self._x, self._t, self._keys))
+        recorded = ws.kernels.recorded
+        assert recorded is not None
+        self.compute = recorded(lambda: compute(self._x, self._t, self._keys))
 
     def gather(self, part: Part) -> None:
         """Have the rows of this part, of the same size, where `compute` takes them from."""
@@ -61,7 +63,8 @@ class Replays:
         self.model, self.rows, self.compute = model, rows, compute
         store = model.store
         # Else something else than rows, keys and weights changes from pass to pass, or it does not pay.
-        self.works = store.device.can_capture and store.factors is None and rows.in_place and store.size <= LARGEST
+        compiled, constant = model.workspace.kernels.recorded is not None, store.factors is None and rows.in_place
+        self.works = compiled and constant and store.size <= LARGEST
         self._passes: dict[tuple[int, bool], Pass | None] = {}  # None: one that was done once, and has found its memory
         self._remember()
 

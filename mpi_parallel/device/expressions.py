@@ -7,7 +7,7 @@ row is); results go to the arrays named.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device.hashing import combine
-from mpi_parallel.device.interface import Array, Meet
+from mpi_parallel.device.interface import Array, Meet, Work
 from mpi_parallel.device.row_expressions import RowExpressions
 from mpi_parallel.device.rule_expressions import RuleExpressions
 
@@ -28,6 +28,7 @@ class Expressions(RowExpressions, RuleExpressions):
     """The kernels of `device.Kernels`, by the operations of an array module; those of layers stand here."""
 
     file_types: Container[Any] | None = None
+    recorded: Callable[[Work], Work] | None = None
     meet: Meet | None = None  # array operations promise no order between processes
 
     def __init__(self, xp: ModuleType) -> None:

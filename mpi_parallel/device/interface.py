@@ -13,6 +13,8 @@ Array = NDArray[Any]  # of NumPy or of CuPy
 # meet(tickets, rank, size, ticket, spins, yields): a barrier in shared memory, see kernels/openmp.c
 Meet = Callable[[Array, int, int, int, int, int], bool]
 
+Work = Callable[[], None]
+
 # What a pace array (PACE,) float64 in the device's memory holds, so that a captured step needs nothing from the host:
 # the factor of the summed gradient (NaN: leave the weights alone), the learning rate, Adam's two bias corrections, the
 # factor of the loss, steps in a row that were finite, steps taken, steps that were begun, and whether one went bad that
@@ -67,6 +69,13 @@ class Kernels(Protocol):
 
     name: str
     file_types: Container[Any] | None  # dtypes of images that are gathered; None: all
+
+    @property
+    def recorded(self) -> Callable[[Work], Work] | None:
+        """What makes the calls of compiled kernels that work would make, again and again; None where there are none.
+
+        Whatever else the work does is done once, with arrays in which nothing was computed, and is not repeated.
+        """
 
     @property
     def meet(self) -> Meet | None:

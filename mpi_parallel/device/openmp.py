@@ -12,7 +12,7 @@ import numpy as np
 from mpi_parallel.device.blas import BELOW, blas_architecture, find_sgemm
 from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.hashing import half_of
-from mpi_parallel.device.interface import Array, Augmentation, Raw
+from mpi_parallel.device.interface import Array, Augmentation, Raw, Work
 
 MODULE, VERSION = "mpi_parallel.device._kernels", 7  # what module.c must call itself
 GATHERS = {np.dtype(np.uint8): "gather_u8", np.dtype(np.uint16): "gather_u16", np.dtype(np.float32): "gather_f32"}
@@ -78,8 +78,7 @@ class OpenMP(Expressions):
             self._changed = np.empty(nbytes, np.uint8)
         kernel(raw, index_B, keys_B, *how, x_BF, t_B, self._changed)
 
-    def recorded(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What makes the calls that `work` would make of compiled kernels, on the same arrays; now none is made."""
+    def recorded(self, work: Work) -> Work:
         calls: list[Any] = []
         self.library.record(calls)
         try:

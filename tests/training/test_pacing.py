@@ -3,8 +3,7 @@
 import pytest
 
 from mpi_parallel.config import TrainConfig
-from mpi_parallel.config.learning import DataOptions
-from mpi_parallel.config.running import DeviceOptions
+from mpi_parallel.options.command_line import parse
 from mpi_parallel.training.pacing import open_steps
 from mpi_parallel.training.step import HostSteps
 from tests.assembly import ALONE, assemble
@@ -12,13 +11,14 @@ from tests.samples import write_image_set
 
 
 @pytest.mark.parametrize(
-    "graphs,merge,groups,replayed",
+    ("graphs", "merge", "groups", "replayed"),
     [(True, "flat", None, True), (False, "flat", None, False), (True, "buckets", None, False), (True, None, 4, True)],
 )
 def test_passes_are_replayed_unless_told_not_to_or_sums_begin_meanwhile(tmp_path, graphs, merge, groups, replayed):
     path = write_image_set(tmp_path / "set.h5", train=61)
     run = assemble(path, ALONE, merge=merge, groups=groups)
-    config = TrainConfig(data=DataOptions(data=str(path)), device=DeviceOptions(graphs=graphs))
+    words = ["--data", str(path), *([] if graphs else ["--no-graphs"])]
+    config = parse(TrainConfig, words, "train", "")
     steps = open_steps(run.engine, run.merger, run.optimizer, config, 10)
     assert isinstance(steps, HostSteps)
     assert (run.engine.replays is not None) == replayed
