@@ -7,9 +7,15 @@ from mpi4py import MPI
 from PIL import Image
 
 from mpi_parallel import inspect, repack
+from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel import repacking
+from mpi_parallel.data_parallel.dataset import open_image_set
+from mpi_parallel.data_parallel.loader import TrainingRows
+from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.data_parallel.survey import epoch_cost
+from mpi_parallel.device import Host
+from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block
 from mpi_parallel.options import InputError
@@ -138,3 +144,31 @@ def test_what_streaming_reads_of_contiguous_rows_is_the_rows(tmp_path):
     split = Split(str(tmp_path / "a.h5"), "images", "labels", 1000, (3, 4), np.dtype(np.uint8))
     cost = epoch_cost(split, [block(1000, 7, part) for part in range(7)], 1 << 20)
     assert (cost.bytes, cost.twice) == (12_000, 0)
+
+
+@pytest.mark.parametrize(("chunk", "window"), [(None, 4000), (13, 4000), (13, 1500), (40, 6000)])
+def test_what_inspect_tells_is_what_streaming_reads(tmp_path, monkeypatch, chunk, window):
+    """Each request to the file in an epoch of training, in whole chunks."""
+    make(tmp_path / "a.h5", **({"chunks": (chunk, 3, 4), "compression": "gzip"} if chunk else {}))
+    world = Communicator(MPI.COMM_WORLD)
+    data = open_image_set(DataOptions(data=str(tmp_path / "a.h5")), 0, world)
+    shards, read = 4, []
+    training = TrainingRows(data, shards, 0, world, Host(), Budget(holding="streaming", window=window))
+    load = Split.load
+
+    def noted(split, source, part, images, labels):
+        read.append((split.row(part.start), len(images)))
+        return load(split, source, part, images, labels)
+
+    monkeypatch.setattr(Split, "load", noted)
+    for batch in training.epoch(0, 150):
+        training.rows.gather(Workspace(Host()), batch.index)
+    training.rows.close()
+    size, split = data.train.chunk, data.train
+    epoch = np.searchsorted(np.cumsum([many for _, many in read]), len(split)) + 1  # the next one is read ahead
+    read = read[:epoch]
+    assert sum(many for _, many in read) == len(split)
+    chunks = [place for first, many in read for place in range(first // size, (first + many - 1) // size + 1)]
+    expected = epoch_cost(split, [block(len(split), shards, part) for part in range(shards)], window // shards)
+    assert (expected.reads, expected.bytes) == (len(read), len(chunks) * size * 12)
+    assert expected.twice == (len(chunks) - len(set(chunks))) * size * 12
