@@ -18,6 +18,7 @@ import numpy as np
 
 from mpi_parallel.data_parallel.rows import Rows
 from mpi_parallel.device import Array
+from mpi_parallel.device.interface import Work
 from mpi_parallel.nn.layers import Dropout
 from mpi_parallel.nn.mlp import Network
 
@@ -37,67 +38,65 @@ Compute = Callable[[Array, Array, Array], None]
 
 
 class Pass:
-    """What is computed for so many rows, as a list of calls."""
+    """What is computed for so many rows, as two lists of calls: those that gather the rows, and those behind."""
 
     def __init__(self, model: Network, rows: Rows, compute: Compute, part: Part) -> None:
         """Write down what would be done for this part."""
-        self._rows, self._keys, ws = rows, part.keys.copy(), model.workspace
+        ws, self.index, self.keys = model.workspace, part.index.copy(), part.keys.copy()
+        assert ws.kernels.recorded is not None
         ws.reset()
-        self._x, self._t = rows.gather(ws, part.index, part.keys)
-        self._keyed = any(isinstance(layer, Dropout) for layer in model.training.layers)
-        recorded = ws.kernels.recorded
-        assert recorded is not None
-        self.compute = recorded(lambda: compute(self._x, self._t, self._keys))
-
-    def gather(self, part: Part) -> None:
-        """Have the rows of this part, of the same size, where `compute` takes them from."""
-        if self._keyed:
-            self._keys[...] = part.keys
-        self._rows.put(part.index, self._x, self._t, part.keys)
+        gathered: list[tuple[Array, Array]] = []
+        self.gather = ws.kernels.recorded(lambda: gathered.append(rows.gather(ws, self.index, self.keys)))
+        self.compute = ws.kernels.recorded(lambda: compute(*gathered[0], self.keys))
 
 
 class Replays:
     """The passes that were written down, by the number of rows and whether gradients are added to those before."""
 
     def __init__(self, model: Network, rows: Rows, compute: Compute) -> None:
-        self.model, self.rows, self.compute = model, rows, compute
-        store = model.store
-        # Else something else than rows, keys and weights changes from pass to pass, or it does not pay.
-        compiled, constant = model.workspace.kernels.recorded is not None, store.factors is None and rows.in_place
-        self.works = compiled and constant and store.size <= LARGEST
+        self.model, self.store, self.rows, self.compute = model, model.store, rows, compute
+        compiled = model.workspace.kernels.recorded is not None
+        # Else something changes from pass to pass beside rows, keys and weights, or it does not pay.
+        self.works = compiled and self.store.factors is None and rows.in_place and self.store.size <= LARGEST
+        self._keyed = rows.augment is not None or any(isinstance(layer, Dropout) for layer in model.training.layers)
         self._passes: dict[tuple[int, bool], Pass | None] = {}  # None: one that was done once, and has found its memory
         self._remember()
 
-    def of(self, part: Part) -> Pass | None:
-        """The pass of as many rows; None where it is to be done call by call.
+    def gather(self, part: Part) -> Work | None:
+        """Gather the rows of this part: what is then to be done, or None where all is to be done call by call.
 
         What is in the workspace is lost; what is in the store is not.
         """
-        model = self.model
+        store = self.store
+        known = self._passes.get((len(part.index), store.accumulating))
         if (
-            model.store.weights is not self._weights
-            or model.store.merged is not self._merged
-            or model.workspace.arena is not self._arena
+            known is None
+            or store.weights is not self._weights
+            or store.merged is not self._merged
+            or self.model.workspace.arena is not self._arena
         ):
-            self._remember()
-        kind = len(part.index), model.store.accumulating
-        known = self._passes.get(kind)
-        return known or self._another(part, kind)
+            known = self._another(part)
+            if known is None:
+                return None
+        known.index[...] = part.index
+        if self._keyed:
+            known.keys[...] = part.keys
+        known.gather()
+        return known.compute
 
     def _remember(self) -> None:
         """What the passes compute with; those that were written down for other arrays are dead."""
         self._passes = {}
-        self._weights, self._merged, self._arena = (
-            self.model.store.weights,
-            self.model.store.merged,
-            self.model.workspace.arena,
-        )
+        self._weights, self._merged = self.store.weights, self.store.merged
+        self._arena = self.model.workspace.arena
 
-    def _another(self, part: Part, kind: tuple[int, bool]) -> Pass | None:
+    def _another(self, part: Part) -> Pass | None:
         """A kind that comes for the second time finds all its memory in the workspace, and is written down."""
-        self.model.workspace.reset()
-        if self.model.workspace.arena is not self._arena:  # which had to grow for the pass before
+        store, ws = self.store, self.model.workspace
+        ws.reset()  # which has the arena grow if it did not suffice for the pass before
+        if not (store.weights is self._weights and store.merged is self._merged and ws.arena is self._arena):
             self._remember()
+        kind = len(part.index), store.accumulating
         if kind in self._passes and self.works:
             self._passes[kind] = self._written(part)
         elif len(self._passes) < SIZES:
@@ -106,18 +105,17 @@ class Replays:
 
     def _written(self, part: Part) -> Pass | None:
         """The pass of this size, if it comes to the same, for which both are done."""
-        store, ws = self.model.store, self.model.workspace
+        store, ws = self.store, self.model.workspace
         before = store.merged.copy()
-        ws.reset()
         self.compute(*self.rows.gather(ws, part.index, part.keys), part.keys)
         expected = store.merged.copy()
-        store.merged[...] = before
         written = Pass(self.model, self.rows, self.compute, part)
         assert ws.settled is self._arena, "a pass takes the memory of the one before of its size"
+        store.merged[...] = before
         self._arena.fill(255)  # NaN, as whichever type it is seen
         if not store.accumulating:
             store.gradients.fill(np.nan)
-        written.gather(part)
+        written.gather()
         written.compute()
         self.works = np.array_equal(store.merged.view(np.uint32), expected.view(np.uint32))
         store.merged[...] = before

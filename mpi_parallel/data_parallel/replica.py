@@ -82,11 +82,10 @@ class Replica:
 
     def _accumulate(self, part: Batch, on_ready: Ready, micro: int | None) -> None:
         self.clock.enter("data", "gather", micro)
-        known = self.replays.of(part) if self.replays and not self.clock.listeners else None
-        if known:
-            known.gather(part)
+        compute = self.replays.gather(part) if self.replays and not self.clock.listeners else None
+        if compute:
             self.clock.enter("compute", "forward", micro)
-            known.compute()
+            compute()
         else:
             self.workspace.reset()  # what the micro-batch before left is not needed any more
             x, t = self.rows.gather(self.workspace, part.index, part.keys)

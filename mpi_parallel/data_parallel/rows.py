@@ -59,12 +59,8 @@ class Rows:
         """
         n = len(index)
         x, t = ws.operand((n, self.features)), ws.empty((n,), np.int32)
-        self.put(index, x, t, keys)
-        return ws.narrowed(x), t
-
-    def put(self, index: Array, x: Array, t: Array, keys: Array | None = None) -> None:
-        """The same, before x is narrowed, in arrays of the caller."""
         self._standardise(self.raw, index, x, t, keys)
+        return ws.narrowed(x), t
 
     def labels_of(self, ws: Workspace, index: Array) -> Array:
         """The labels that `gather` would give, without looking at the images."""
