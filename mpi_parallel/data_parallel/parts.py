@@ -37,8 +37,10 @@ class Parts:
         lasts = [f"{target.stem}.{bytes(token).hex()}.part-{rank}.h5" for rank in range(comm.size)]
         self.names = lasts if lasting else self._written
         own = {name: ((mine[name], *shape[1:]), dtype) for name, (shape, dtype) in layout.items()}
-        self._file = OneFile(path.parent / self._written[comm.rank], own, Communicator(MPI.COMM_SELF))
-        comm.meet()  # all parts are there before one can fail to be written, and removes them all
+        try:
+            self._file = OneFile(path.parent / self._written[comm.rank], own, Communicator(MPI.COMM_SELF))
+        finally:
+            comm.meet()  # all parts are there before a rank that fails removes them
         self._next = dict.fromkeys(layout, 0)
         self._runs: list[Run] = []
 
