@@ -107,6 +107,8 @@ def check_target(target: Path, sources: Iterable[str | Path] = ()) -> None:
         raise InputError(f"--to {target}: no permission to write in the folder {target.parent}")
     if target.is_dir():
         raise InputError(f"--to {target} is a folder: name a file in it")
+    if target.exists() and not target.is_file():  # root would replace /dev/null by a file
+        raise InputError(f"--to {target} is not a regular file: name one")
     for source in sources:
         if target.exists() and Path(source).exists() and target.samefile(source):
             raise InputError(f"--to {target} is what is read, and would be overwritten: name another file")

@@ -1,5 +1,6 @@
 """Files on disks that get full, under names that are taken, and what runs that were killed leave of them."""
 
+import os
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,10 +108,16 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(rows, tmp_path, options
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("from/rows.csv", "is what is read"), ("again.csv", "is what is read"), ("from", "is a folder: name a file")],
+    [
+        ("from/rows.csv", "is what is read"),
+        ("again.csv", "is what is read"),
+        ("from", "is a folder: name a file"),
+        ("pipe", "is not a regular file"),
+    ],
 )
 def test_names_that_are_taken(rows, tmp_path, name, message):
     (tmp_path / "again.csv").symlink_to(rows)
+    os.mkfifo(tmp_path / "pipe")
     before = rows.read_bytes()
     with pytest.raises(InputError, match=message):
         run(rows, "--to", tmp_path / name)
