@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mpi_parallel.device.host import blas_complaint
+
 MARK = "MPI_PARALLEL_TEST_RUN"  # an environment variable by which a run finds all that it has started
 SHARED_MEMORY = Path("/dev/shm")
 SEGMENTS = "sm_segment.", "vader_segment.", "mpich_shm_"  # how the MPIs name their part of it
@@ -37,7 +39,8 @@ def launch(
 
     It runs on the MPI of this process, with `env` added to the environment and `mpirun` to its launcher's options;
     `within` is a command that starts the launcher. Past the deadline every Python process shows where it stands, all
-    are ended, and the test fails with what they had printed. For serial tests only.
+    are ended, and the test fails with what they had printed. For serial tests only. What `without_blas` leaves out is
+    not in the output.
     """
     from mpi4py import MPI
 
@@ -73,7 +76,13 @@ def launch(
     send(mark, signal.SIGKILL)
     remove_segments(before)
     assert not left, f"{' '.join(command)} left processes behind: {left}\n{out}\n{err}"
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.CompletedProcess(command, process.returncode, out, without_blas(err))
+
+
+def without_blas(told: str) -> str:
+    """These lines but for what a run warns of where whoever runs the tests has OpenBLAS run older kernels."""
+    complaint = blas_complaint()
+    return told.replace(f"{complaint}\n", "") if complaint else told
 
 
 def processes(mark: str) -> dict[int, str]:

@@ -84,8 +84,9 @@ def announce(run: Run, grid: ProcessGrid, threads: int, choice: Choice, plan: La
             logger.warning(double)
     if device.lacks:
         logger.warning(f"no GPU is used: {device.lacks}")
-    if complaint := blas_complaint():
-        logger.warning(complaint)
+    complaints = run.comm.gather_text(blas_complaint() or "")
+    if (mine := complaints[run.comm.rank]) and complaints.index(mine) == run.comm.rank:  # one rank tells it for all
+        logger.warning(mine)
 
 
 def _start_event(
