@@ -9,12 +9,11 @@ from mpi4py import MPI
 from PIL import Image
 
 from mpi_parallel import evaluate, predict
-from mpi_parallel.data_parallel import evaluation
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 from tests.launch import launch
 from tests.samples import write_image_set
-from tests.trained import FEATURES, some_network, write_network
+from tests.trained import FEATURES, evaluate_by, some_network, write_network
 
 WIDTHS = FEATURES, 11, 7, 9, 3
 GRIDS = {2: ["--tensor 2", "--pipe 2"], 4: ["--tensor 2", "--pipe 2", "--pipe 4", "--tensor 2 --pipe 2"]}
@@ -35,7 +34,7 @@ def both(folder, comm, data, *options):
 @pytest.mark.parallel([2, 4])
 @pytest.mark.parametrize("memory", ["1G", "1K"], ids=["resident", "streamed"])
 def test_a_split_network_says_what_it_says_on_one_rank(shared_path, monkeypatch, memory):
-    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 16)
+    evaluate_by(monkeypatch, 16)
     comm, data = MPI.COMM_WORLD, shared_path / "set.h5"
     if comm.rank == 0:
         write_image_set(data, train=30, test=150)

@@ -9,12 +9,11 @@ from mpi4py import MPI
 from sklearn import metrics
 
 from mpi_parallel import evaluate
-from mpi_parallel.data_parallel import evaluation
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 from tests.launch import launch
 from tests.samples import write_image_set, write_pile
-from tests.trained import NAMES, logits_of, some_network, write_network
+from tests.trained import NAMES, evaluate_by, logits_of, some_network, write_network
 
 
 def told(shared_path, comm, data, *options, write=None):
@@ -36,7 +35,7 @@ def told(shared_path, comm, data, *options, write=None):
 @pytest.mark.parallel([1, 2, 3, 4])
 @pytest.mark.parametrize("memory", ["1G", "1K"], ids=["resident", "streamed"])
 def test_figures_are_those_of_scikit_learn_on_any_number_of_ranks(shared_path, monkeypatch, memory, capsys):
-    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 16)
+    evaluate_by(monkeypatch, 16)
     path = shared_path / "set.h5"
     found = told(
         shared_path, MPI.COMM_WORLD, path, "--memory", memory, "--top-k", "2",

@@ -7,12 +7,10 @@ from mpi4py import MPI
 from PIL import Image
 
 from mpi_parallel import predict
-from mpi_parallel.data_parallel import evaluation
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
-from mpi_parallel.training import applied
 from tests.samples import images_and_labels, write_image_set
-from tests.trained import NAMES, logits_of, some_network, write_network
+from tests.trained import NAMES, evaluate_by, logits_of, some_network, write_network
 
 
 def predicted(folder, comm, data, *options, name="out.h5"):
@@ -37,7 +35,7 @@ def write_unlabelled(path, rows=150, name="images"):
 @pytest.mark.parallel([1, 2, 3, 4])
 @pytest.mark.parametrize("memory", ["1G", "1K"], ids=["resident", "streamed"])
 def test_rows_keep_their_order_and_are_the_same_bits_on_any_ranks(shared_path, monkeypatch, memory):
-    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 16)
+    evaluate_by(monkeypatch, 16)
     comm, data = MPI.COMM_WORLD, shared_path / "rows.h5"
     if comm.rank == 0:
         write_unlabelled(data)
@@ -71,8 +69,7 @@ def test_images_by_their_path(tmp_path):
 @pytest.mark.parallel([1, 2])
 def test_a_folder_of_pictures(shared_path, monkeypatch):
     """Made grey and as large as the network wants them; `file` has their names."""
-    monkeypatch.setattr(applied, "EVALUATION_ROWS", 4)
-    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 4)
+    evaluate_by(monkeypatch, 4)
     images, folder = images_and_labels(11)[0], shared_path / "pictures"
     if MPI.COMM_WORLD.rank == 0:
         (folder / "more").mkdir(parents=True)

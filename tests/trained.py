@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_parallel.data_parallel import evaluation, replica
 from mpi_parallel.exchange import registry
 from mpi_parallel.exchange.trained import Trained, chained
+from mpi_parallel.training import applied
 from tests.samples import CLASSES, SHAPE
 
 FEATURES = int(np.prod(SHAPE))
@@ -40,3 +42,9 @@ def logits_of(network: Trained, images: NDArray[Any]) -> NDArray[np.float64]:
         x = x @ W.astype(np.float64) + b
         x = np.maximum(x, 0) if number < len(network.layers) - 1 else x
     return x
+
+
+def evaluate_by(monkeypatch: Any, rows: int) -> None:
+    """Have so few rows in a block that is evaluated together, and dealt to a rank, that several ranks have some."""
+    for module in (evaluation, replica, applied):
+        monkeypatch.setattr(module, "EVALUATION_ROWS", rows)
