@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -101,9 +102,14 @@ def tests(name: str, python: list[str], which: str, seconds: float, needs: str |
 
     A warning of a CuPy that we have not met is no failure.
     """
-    files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text())
     quiet = ["-q", "--color=no", "-W", "default", "-p", "no:cacheprovider"]
-    return Part(name, [*python, "-m", "pytest", *quiet, "-m", which, *files], seconds, summary, needs)
+    return Part(name, [*python, "-m", "pytest", *quiet, "-m", which, *map(str, gpu_tests())], seconds, summary, needs)
+
+
+def gpu_tests() -> list[Path]:
+    """The files that have tests for a GPU: marked so, or by a fixture that is (tests/device/conftest.py)."""
+    has_some = re.compile(r"pytest\.mark\.gpu|def test_\w+\(kernels\b")
+    return sorted(path for path in (ROOT / "tests").rglob("test_*.py") if has_some.search(path.read_text()))
 
 
 def sanitized(check: str, parity: list[str], needs: str | None) -> Part:

@@ -13,7 +13,7 @@ from mpi_parallel.device import Array
 from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.pulse import PULSE
 from mpi_parallel.nn.layers import Ready, See
-from mpi_parallel.nn.mlp import Block, Network, score_of
+from mpi_parallel.nn.mlp import MLP, Block, Network, score_of
 
 
 class Replica:
@@ -59,6 +59,18 @@ class Replica:
             self.clock.enter("merge", "collect")
             collect()
         self.clock.enter("other")
+
+    def fits_at_once(self, batch: Batch) -> bool:
+        """Whether `compute_at_once` can take the batch."""
+        whole = batch.edges is None and len(batch.index) <= (self.micro_batch or len(batch.index))
+        return whole and isinstance(self.model, MLP) and self.model.fits_at_once(len(batch.index))
+
+    def compute_at_once(self, batch: Batch) -> None:
+        """What `compute` does, in kernels that take rows through all layers; nobody hears of single parameters."""
+        assert isinstance(self.model, MLP)
+        self.workspace.reset()
+        x, t = self.rows.gather(self.workspace, batch.index, batch.keys)
+        self.model.at_once(x, batch.keys, t)
 
     def score(self, rows: Rows, see: See | None = None) -> tuple[float, int, int]:
         """Summed loss, number correct and number of these rows, as nn.mlp.score_of."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
@@ -25,6 +25,7 @@ from mpi_parallel.options import InputError
 
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
 WARM, TIMED = 2, 5  # launches of a product that is measured
+REPLAYED = 50  # of a graph
 
 
 class Cuda:
@@ -36,8 +37,8 @@ class Cuda:
     def __init__(self, node_rank: int, precision: str = "float32", measure: bool = True) -> None:
         """Take this rank's GPU: ranks of a node take the GPUs that they see in turn. Raises NoGPU.
 
-        With `measure` the algorithm of each product is the fastest of several, else the library's first choice, which
-        is the same every time.
+        With `measure` the algorithm of each product is the fastest of several, and so is the way that a small network
+        takes, else the library's first choice and layer by layer, which are the same every time.
         """
         self.xp: ModuleType = import_cupy()
         chosen = choose(self.xp, node_rank)
@@ -48,6 +49,7 @@ class Cuda:
         self.stream = self.xp.cuda.Stream(non_blocking=True)
         self.stream.use()
         self.copies = self.xp.cuda.Stream(non_blocking=True)
+        self.measures = measure
         self.kernels = CudaProducts(self.xp, self._open_lt(precision, measure))
 
     def to_device(self, array: NDArray[Any]) -> Array:
@@ -99,6 +101,9 @@ class Cuda:
             graph.launch(self.stream)
 
         return replay
+
+    def time(self, replays: Sequence[Callable[[], None]]) -> list[float]:
+        return [self._time(replay, REPLAYED) / REPLAYED / 1000 for replay in replays]
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         count, kind = int(np.prod(shape, dtype=np.int64)), np.dtype(dtype)
@@ -179,15 +184,15 @@ class Cuda:
         name, driver = self.runtime.getDeviceProperties(self.number)["name"], self.runtime.driverGetVersion()
         return Tuning(tuning_file(name.decode(), driver, library.cublasLtGetVersion()), self.node_rank == 0)
 
-    def _time(self, launch: Callable[[], None]) -> float:
-        """Milliseconds of some launches; none where a capture is under way, which must not be disturbed."""
+    def _time(self, launch: Callable[[], None], times: int = TIMED) -> float:
+        """Milliseconds of so many launches; none where a capture is under way, which must not be disturbed."""
         if self.stream.is_capturing():
             return 0.0
         start, stop = self.xp.cuda.Event(), self.xp.cuda.Event()
         for _ in range(WARM):
             launch()
         start.record(self.stream)
-        for _ in range(TIMED):
+        for _ in range(times):
             launch()
         stop.record(self.stream)
         stop.synchronize()

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mpi_parallel.device.cuda_small import SmallPasses
 from mpi_parallel.device.expressions import Expressions, threshold
-from mpi_parallel.device.interface import Array, Augmentation, Pace, Raw, Schedule
+from mpi_parallel.device.interface import Array, Augmentation, Pace, Raw, Schedule, SmallNetwork
 from mpi_parallel.device.rule_expressions import steady
 
 INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
@@ -29,6 +30,7 @@ PARTS = 256  # partial sums of squares
 TILE = 32  # columns of a block of column_sums, and threads of a column
 NULL = np.uint64(0)
 LARGEST_GRID = 2**31 - 1
+WITHOUT_ASKING = 46 << 10  # bytes of shared memory of a launch: 48 KiB, less what kernels have by themselves
 
 Numbers = tuple[Any, np.float32, np.float32, np.float32, np.float32]
 
@@ -53,10 +55,14 @@ class CudaKernels(Expressions):
         self.file_types = FILES
         self._module = cupy.RawModule(code=source(), options=OPTIONS)
         self._functions: dict[str, Any] = {}
+        self._shared: dict[str, int] = {}  # bytes that blocks of a kernel may have been given beyond the usual
         self._ticket = cupy.zeros(1, np.uint32)  # how many blocks are done; every launch leaves it at 0
         self._parts = cupy.zeros(PARTS, np.float64)
         # Loss and hit (int32) of each row; graphs go on to use what is too small for others.
         self._scores = [cupy.zeros((2, 0), np.float32)]
+        runtime = cupy.cuda.runtime
+        shared = runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, runtime.getDevice())
+        self._small = SmallPasses(self._launch, shared, self._ticket)
 
     def gather(self, raw: Raw, index_B: Array, x_BF: Array, t_B: Array) -> None:
         rows, features = x_BF.shape
@@ -119,6 +125,14 @@ class CudaKernels(Expressions):
     def widen(self, a: Array, out: Array) -> None:
         """out (float32) = a, which is of a 16-bit format."""
         self._each(f"widen_{FORMATS[a.dtype]}", a.size, a, out, np.int64(a.size))
+
+    def small_numbers(self, network: SmallNetwork, rows: int) -> int:
+        return self._small.numbers(network, rows)
+
+    def small_pass(
+        self, network: SmallNetwork, x_BF: Array, keys_B: Array, t_B: Array, weights: Array, merged: Array, room: Array
+    ) -> None:
+        self._small.run(network, x_BF, keys_B, t_B, weights, merged, room)
 
     def squares(self, a: Array, out: Array) -> None:
         grid = min(PARTS, -(-a.size // THREADS))
@@ -194,11 +208,13 @@ class CudaKernels(Expressions):
         """A block a row."""
         self._launch(name, min(rows, LARGEST_GRID), (min(THREADS, -(-max(1, width) // 32) * 32),), *arguments)
 
-    def _launch(self, name: str, grid: int, block: tuple[int, ...], *arguments: Any) -> None:
+    def _launch(self, name: str, grid: int, block: tuple[int, ...], *arguments: Any, shared: int = 0) -> None:
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = self._module.get_function(name)
-        function((max(1, grid),), block, arguments)
+        if shared > self._shared.get(name, WITHOUT_ASKING):
+            function.max_dynamic_shared_size_bytes = self._shared[name] = shared
+        function((max(1, grid),), block, arguments, shared_mem=shared)
 
 
 def _slots(slots_SN: Array) -> tuple[Any, np.int64, np.int32]:

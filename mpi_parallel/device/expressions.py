@@ -8,14 +8,15 @@ row is); results go to the arrays named.
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.device.hashing import combine
-from mpi_parallel.device.interface import Array, Meet, Work
+from mpi_parallel.device.hashing import combine, combine_int
+from mpi_parallel.device.interface import Array, Meet, SmallNetwork, Work
 from mpi_parallel.device.row_expressions import RowExpressions
 from mpi_parallel.device.rule_expressions import RuleExpressions
 
@@ -143,6 +144,42 @@ class Expressions(RowExpressions, RuleExpressions):
         z_BK /= total_B1
         z_BK[rows_B, t_B] -= 1
         sums[0] += (self.xp.log(total_B1[:, 0]) - of_target_B).sum()
+
+    def small_numbers(self, network: SmallNetwork, rows: int) -> int:
+        """float32 numbers that `small_pass` computes in; 0 where so many rows of this network go layer by layer."""
+        return 0
+
+    def small_pass(
+        self, network: SmallNetwork, x_BF: Array, keys_B: Array, t_B: Array, weights: Array, merged: Array, room: Array
+    ) -> None:
+        """All of a batch, forward and backward: `merged` gets the gradients and the tail that nn/store.py tells of."""
+        gradients, tail = merged[: len(weights)], merged[len(weights) :]
+        shapes = list(zip(network.starts, pairwise(network.widths), strict=True))
+        inputs, tail[:] = [x_BF], 0
+        for layer, (start, shape) in enumerate(shapes):
+            inputs.append(self.xp.empty((len(x_BF), shape[1]), np.float32))
+            hidden = layer < len(shapes) - 1
+            self.linear(inputs[-2], *_layer(weights, start, shape), inputs[-1], relu=hidden)
+            if hidden:
+                self.dropout(inputs[-1], keys_B, combine_int(layer), network.dropout, inputs[-1])
+        dz_BO = inputs.pop()
+        self.cross_entropy(dz_BO, t_B, tail)
+        tail[2] = len(x_BF)
+        for start, shape in reversed(shapes):
+            x_BI = inputs.pop()
+            self.weight_gradient(x_BI, dz_BO, *_layer(gradients, start, shape), add=False)
+            if inputs:
+                dx_BI = self.xp.empty(x_BI.shape, np.float32)
+                self.input_gradient(dz_BO, _layer(weights, start, shape)[0], dx_BI, x_BI)
+                dx_BI *= 1 / (1 - network.dropout)
+                dz_BO = dx_BI
+        self.check(gradients, tail[-1:])
+
+
+def _layer(flat: Array, start: int, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """W and b of a layer, or their gradients."""
+    end = start + shape[0] * shape[1]
+    return flat[start:end].reshape(shape), flat[end : end + shape[1]]
 
 
 def threshold(rate: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from timeit import timeit
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,8 @@ class Host:
     kind = "cpu"
     place = ""
     can_capture = True
+
+    measures = False
 
     def __init__(self, lacks: str = "") -> None:
         self.lacks = lacks
@@ -61,6 +64,9 @@ class Host:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         return work
+
+    def time(self, replays: Sequence[Callable[[], None]]) -> list[float]:
+        return [timeit(replay, number=1) for replay in replays]
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         return np.zeros(shape, dtype)

@@ -64,6 +64,14 @@ class Raw(NamedTuple):
     inverse_std: Array  # as mean
 
 
+class SmallNetwork(NamedTuple):
+    """A multilayer perceptron of float32 numbers, as `Kernels.small_pass` is told it."""
+
+    widths: tuple[int, ...]  # features, hidden widths, classes
+    starts: tuple[int, ...]  # where W of each layer stands in the weights and in the gradients; b stands behind it
+    dropout: float  # behind each hidden layer
+
+
 class Kernels(Protocol):
     """The arithmetic beside matrix products. What each computes is written in expressions.py."""
 
@@ -124,6 +132,12 @@ class Kernels(Protocol):
     ) -> None: ...
 
     def weight_gradient(self, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool) -> None: ...
+
+    def small_numbers(self, network: SmallNetwork, rows: int) -> int: ...
+
+    def small_pass(
+        self, network: SmallNetwork, x_BF: Array, keys_B: Array, t_B: Array, weights: Array, merged: Array, room: Array
+    ) -> None: ...
 
     def squares(self, a: Array, out: Array) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -53,6 +53,7 @@ class Device(Protocol):
 
     kind: str  # "cpu" or "cuda"
     place: str  # which of the node's GPUs it is; "" for the node itself
+    measures: bool  # whether choices that change bits may hang on its clock
     lacks: str  # why it is not the GPU that `auto` looked for; "" where nothing hints at one
     xp: ModuleType  # the array module: numpy or cupy
 
@@ -97,6 +98,9 @@ class Device(Protocol):
         `work` has been done once before, so that everything it needs is there: now it may launch, and nothing else. It
         must not allocate, copy to pageable memory or wait. What changes from time to time it reads from the device.
         """
+
+    def time(self, replays: Sequence[Callable[[], None]]) -> list[float]:
+        """Seconds that each of these takes, captured work that may be done again and again."""
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array of zeros in the host's memory that the device copies to and from without a detour.

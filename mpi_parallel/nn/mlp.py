@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.device import Array, Device
+from mpi_parallel.device.interface import SmallNetwork
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
 from mpi_parallel.nn.layers import Dropout, Layer, Linear, See, Sequential
@@ -88,6 +89,8 @@ class MLP:
         for below, layer in pairwise(linear):
             layer.stand_on(below)
         self.training = Sequential(_stack(ws, linear, dropout))
+        starts = tuple(layer.W.span.start for layer in linear)
+        self.small = SmallNetwork(self.widths, starts, dropout)
         self.inference = Sequential(linear)
         if seed is None:
             return
@@ -102,6 +105,16 @@ class MLP:
         """
         dz_BK = F.softmax_cross_entropy(self.workspace, z_BK, t_B, tail)
         return F.scaled(self.workspace, dz_BK, self.store.loss_scale.factor)
+
+    def fits_at_once(self, rows: int) -> bool:
+        """Whether the device has kernels that take so many rows through the whole network."""
+        return self.workspace.precision == "float32" and self.workspace.kernels.small_numbers(self.small, rows) > 0
+
+    def at_once(self, x_BF: Array, keys_B: Array, t_B: Array) -> None:
+        """Forward and backward of a whole batch: the store gets its gradients and tail, also what `flag_bad` finds."""
+        room = self.workspace.empty((self.workspace.kernels.small_numbers(self.small, len(x_BF)),))
+        weights, merged = self.store.weights, self.store.merged
+        self.workspace.kernels.small_pass(self.small, x_BF, keys_B, t_B, weights, merged, room)
 
     def weights(self) -> list[NDArray[np.float32]]:
         """Whole weights in the host's memory, layer by layer: W (in, out), then b (out,)."""

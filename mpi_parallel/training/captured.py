@@ -14,7 +14,8 @@ before the host has heard of the last (training/ahead.py). What came of a step t
 host's memory that is not used again before it was read.
 
 A step is captured when one of its shape has found all its memory in the workspace; until then, and with --no-graphs
-always, the same calls are made one by one.
+always, the same calls are made one by one. A small network goes through its layers in kernels of their own where that
+was measured to be faster.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Shape:
     eager: list[Work] = field(default_factory=list)
     captured: list[Work] | None = None
     memory: Array | None = None  # what the graphs compute in, which they must outlive
+    at_once: bool = False  # whether rows go through all layers in kernels that do just that
 
 
 class Begun(NamedTuple):
@@ -166,17 +168,31 @@ class CapturedSteps(Steps):
             logger.info(NOT_CAPTURED)
             self.graphs = False
         if self.graphs and shape.captured is None and shape.memory is not None:
+            shape.at_once = self._is_faster_at_once(shape.batch)
             self.engine.workspace.reset()  # an evaluation may have asked for more memory since
             shape.memory = self.engine.workspace.settled
             shape.captured = [self.device.capture(work) for work in shape.eager]
         return shape.captured or shape.eager
+
+    def _is_faster_at_once(self, batch: Batch) -> bool:
+        """Whether kernels that take rows through all layers are faster than those of layers, by the rows dealt last."""
+        if not (self.device.measures and self.engine.fits_at_once(batch)):
+            return False
+        layers = partial(self.engine.compute, batch, self.merger.ready, self.merger.collect)
+        at_once = partial(self.engine.compute_at_once, batch)
+        at_once()  # finds its memory, of which it wants more
+        self.engine.workspace.reset()
+        by_layer, whole = self.device.time([self.device.capture(work) for work in (layers, at_once)])
+        told = f"{1e6 * by_layer:.1f} us layer by layer, {1e6 * whole:.1f} us at once"
+        logger.info(f"{len(batch.index)} rows take {told}")
+        return whole < by_layer
 
     def _meet(self, edges: tuple[int, ...], grouped: bool) -> Shape:
         xp, rows = self.device.xp, edges[-1]
         batch = Batch(xp.zeros(rows, np.int64), xp.zeros(rows, np.uint32), edges if grouped else None)
         shape = self._shapes[edges] = Shape(batch)
         parts: list[list[Work]] = [[]]
-        for relay in (Relay(partial(self._front, batch)), *self._relays):
+        for relay in (Relay(partial(self._front, shape)), *self._relays):
             parts[-1].append(relay.send)
             if relay.exchange is not None:
                 parts.append([])
@@ -192,9 +208,13 @@ class CapturedSteps(Steps):
         update = self.optimizer.relay(merger.owned, self.pace, merger.total if merger.divides else None)
         return [merging, *norm, Relay(self._advance), update, merger.relay_weights()]
 
-    def _front(self, batch: Batch) -> None:
+    def _front(self, shape: Shape) -> None:
+        batch = shape.batch
         self.device.kernels.deal(*self._order, self.cursor, batch.index, batch.keys)
-        self.engine.compute(batch, self.merger.ready, self.merger.collect)
+        if shape.at_once:
+            self.engine.compute_at_once(batch)
+        else:
+            self.engine.compute(batch, self.merger.ready, self.merger.collect)
         if self.merger.comm.size > 1:  # else the host knows
             self.device.put(self._asked, self.store.tail[STOP : SAVE + 1])
 

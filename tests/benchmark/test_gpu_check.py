@@ -12,6 +12,7 @@ from tests.once import once
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu_check  # noqa: E402
 import gpu_parts  # noqa: E402
 import gpu_wheels  # noqa: E402
 from gpu_parts import Part, json_lines, run  # noqa: E402
@@ -47,8 +48,8 @@ def test_all_of_it_runs_on_a_cpu_at_sizes_that_prove_nothing(tmp_path):
 
 
 def test_the_tests_for_gpus_import_what_a_bare_machine_has():
-    files = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in gpu_check.gpu_tests()]
+    assert {"tests.device.test_cuda_kernels", "tests.device.test_cuda_small"} <= set(names)
     code = f"import {', '.join(names)}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     imported = subprocess.run(python(code), capture_output=True, text=True, cwd=ROOT, timeout=60).stdout.split()
     assert {"numpy", "mpi_parallel"} <= set(imported)

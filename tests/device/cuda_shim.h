@@ -22,6 +22,8 @@
 #define __global__
 #define __shared__ static /* there is one block at a time */
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define ROOM(name) float *name = room_of_launch /* exactly as large as it was asked for, so a sanitizer sees its end */
 
 struct Place { unsigned x, y, z; };
 static Place threadIdx, blockIdx, blockDim, gridDim;
@@ -43,6 +45,7 @@ static size_t scheduler_size;
 static void (*kernel)(void **);
 static void **parameters;
 static bool backward;
+static float *room_of_launch;
 
 static void yield(State state)
 {
@@ -104,8 +107,10 @@ static unsigned round_of(unsigned count)
 
 struct Entry { const char *name; const char *types; void (*call)(void **); };
 
-/* A letter for each parameter: p a pointer, l i s b whole numbers by size, f d floating ones */
-template <class T> struct Letter { static const char value = sizeof(T) == 8 ? 'l' : sizeof(T) == 4 ? 'i' : sizeof(T) == 2 ? 's' : 'b'; };
+/* A letter for each parameter: p a pointer, l i s b whole numbers by size, f d floating ones, v a structure by value */
+template <class T> struct Letter {
+    static const char value = sizeof(T) > 8 ? 'v' : sizeof(T) == 8 ? 'l' : sizeof(T) == 4 ? 'i' : sizeof(T) == 2 ? 's' : 'b';
+};
 template <> struct Letter<float> { static const char value = 'f'; };
 template <> struct Letter<double> { static const char value = 'd'; };
 template <class T> struct Letter<T *> { static const char value = 'p'; };
@@ -131,7 +136,7 @@ extern "C" const char *types_of(const char *name)
 
 extern "C" void turn_round(int yes) { backward = yes; }
 
-extern "C" void launch(const char *name, const unsigned *grid, const unsigned *block, void **given)
+extern "C" void launch(const char *name, const unsigned *grid, const unsigned *block, unsigned long shared, void **given)
 {
     kernel = find(name)->call;
     parameters = given;
@@ -139,6 +144,7 @@ extern "C" void launch(const char *name, const unsigned *grid, const unsigned *b
     blockDim = {block[0], block[1], block[2]};
     unsigned count = block[0] * block[1] * block[2], blocks = grid[0] * grid[1] * grid[2];
     if (count == 0 || count > 1024 || blocks == 0) abort();
+    room_of_launch = (float *)malloc(shared);
     for (unsigned turn = 0; turn < blocks; ++turn) {
         unsigned number = backward ? blocks - 1 - turn : turn;
         blockIdx = {number % grid[0], number / grid[0] % grid[1], number / grid[0] / grid[1]};
@@ -149,4 +155,5 @@ extern "C" void launch(const char *name, const unsigned *grid, const unsigned *b
                 abort();
             }
     }
+    free(room_of_launch);
 }

@@ -25,6 +25,7 @@ from tests.device.shim import shim
 from tests.device.strict import StrictArray, StrictModule, inside
 
 POOL = 512  # bytes, of which addresses are multiples
+SHARED = 227 << 10  # bytes of shared memory that a block of an H200 may have
 
 
 class CUDARuntimeError(RuntimeError):
@@ -163,6 +164,9 @@ class Emulated(StrictModule):
             hostRegister=self._register,
             hostUnregister=lambda address: None,
             streamCaptureModeThreadLocal=1,
+            getDevice=lambda: 0,
+            deviceGetAttribute=lambda attribute, number: attribute,
+            cudaDevAttrMaxSharedMemoryPerBlockOptin=SHARED,
             memcpyHostToDevice=1,
             memcpyDeviceToHost=2,
             CUDARuntimeError=CUDARuntimeError,
@@ -277,10 +281,13 @@ class Module:
         assert '#include "' not in code
 
     def get_function(self, name: str) -> Callable[..., None]:
-        def kernel(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+        def kernel(
+            grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], *, shared_mem: int = 0
+        ) -> None:
+            assert shared_mem <= getattr(kernel, "max_dynamic_shared_size_bytes", 46 << 10)
             if self.cupy.current.recording is not None:
                 arguments = tuple(Unheld(one) if isinstance(one, StrictArray) else one for one in arguments)
-            self.cupy.do(("launch", name), lambda: shim().launch(name, grid, block, arguments))
+            self.cupy.do(("launch", name), lambda: shim().launch(name, grid, block, arguments, shared_mem))
 
         return kernel
 

@@ -10,7 +10,7 @@ A GPU may do what it was given at once, or not before somebody waits for it; so 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,10 @@ class Launched:
 
     def __init__(self, recorder: Recorder, fixed: list[np.ndarray]) -> None:
         self._recorder, self._kernels, self._fixed = recorder, Expressions(np), fixed
+        self.small = False  # whether there are kernels that take rows through the whole network
+
+    def small_numbers(self, network: Any, rows: int) -> int:
+        return rows * self.small
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self._kernels, name)
@@ -133,6 +137,7 @@ class Recording(Strict):
     def __init__(self, monkeypatch: Any, chip: str = "one", nccl: bool = True, late: bool = False) -> None:
         super().__init__()
         self._chip, self._nccl = chip, nccl
+        self.measures = True
         self.stream = Recorder(late)
         monkeypatch.setattr(strict, "STREAM", self.stream)
         self.fixed: list[np.ndarray] = []  # memory that copies may be captured to and from
@@ -167,6 +172,12 @@ class Recording(Strict):
     def put(self, pinned: np.ndarray, array: Any) -> None:
         self._pinned(pinned)
         self.stream.launch("put", lambda: inside(array).__setitem__(..., pinned))
+
+    def time(self, replays: Sequence[Callable[[], None]]) -> list[float]:
+        """The last one is the fastest."""
+        for replay in replays:
+            replay()
+        return [float(len(replays) - number) for number in range(len(replays))]
 
     def mark(self) -> Callable[[], None]:
         return self.stream.mark()

@@ -23,7 +23,14 @@ SANITIZE = "CUDA_SHIM_SANITIZE"  # set in the child process that has AddressSani
 BUILT = "CUDA_SHIM_BUILT"  # where a process finds the library that its parent has built
 PLAIN, SANITIZED = ("-O1",), ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 # What Python passes as a parameter, by the letters of cuda_shim.h.
-LETTERS = {"p": ("uint64", "array"), "l": ("int64",), "i": ("int32", "uint32"), "f": ("float32",), "d": ("float64",)}
+LETTERS = {
+    "p": ("uint64", "array"),
+    "l": ("int64",),
+    "i": ("int32", "uint32"),
+    "f": ("float32",),
+    "d": ("float64",),
+    "v": ("ndarray",),
+}
 
 
 def compiler() -> str:
@@ -69,7 +76,9 @@ class Shim:
         self.library = ctypes.CDLL(str(library))
         self.library.types_of.restype = ctypes.c_char_p
 
-    def launch(self, name: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
+    def launch(
+        self, name: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any], shared: int = 0
+    ) -> None:
         """As CuPy does it; arguments of a type other than the parameter's are refused."""
         types = self.library.types_of(name.encode())
         assert types is not None, f"no kernel {name}"
@@ -77,11 +86,11 @@ class Shim:
         values = [held(argument, chr(letter), name) for argument, letter in zip(arguments, types, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         sizes = [(ctypes.c_uint * 3)(*(max(1, n) for n in (*size, 1, 1)[:3])) for size in (grid, block)]
-        self.library.launch(name.encode(), *sizes, pointers)
+        self.library.launch(name.encode(), *sizes, ctypes.c_ulong(shared), pointers)
 
 
 def held(argument: Any, letter: str, name: str) -> np.ndarray:
-    """The bytes that a launch passes: a number, or the address of an array."""
+    """The bytes that a launch passes: a number, a structure, or the address of an array."""
     address = getattr(argument, "data", None) if hasattr(argument, "nbytes") and hasattr(argument, "ndim") else None
     if address is not None and hasattr(address, "ptr"):
         argument, kind = np.uint64(address.ptr), "array"

@@ -258,6 +258,7 @@ class Strict:
     kind = "strict"
     place = ""
     lacks = ""
+    measures = False
     can_capture = True
 
     def __init__(self) -> None:
@@ -298,6 +299,9 @@ class Strict:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         return work
+
+    def time(self, replays: Any) -> list[float]:
+        return [0.0 for _ in replays]
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)

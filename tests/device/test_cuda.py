@@ -27,7 +27,10 @@ def gpu(request, monkeypatch) -> Cuda:
     return opened(monkeypatch, installed(monkeypatch), lt=request.param == "cublasLt")
 
 
-def opened(monkeypatch, cupy: Emulated, lt: bool = True, refused: tuple[int, ...] = (), **how) -> Cuda:
+def opened(
+    monkeypatch, cupy: Emulated, lt: bool = True, refused: tuple[int, ...] = (), times: tuple[float, ...] = (), **how
+) -> Cuda:
+    """`times` are what captured work is found to take; where there are none, nothing is tried."""
     compiler()
 
     def load(find, major: int) -> FakeLt:
@@ -36,7 +39,9 @@ def opened(monkeypatch, cupy: Emulated, lt: bool = True, refused: tuple[int, ...
         return FakeLt(cupy.do, refused)
 
     monkeypatch.setattr(cuda, "load", load)
-    return Cuda(0, **how)
+    device = Cuda(0, **how)
+    device.measures, device.time = bool(times), lambda replays: list(times)
+    return device
 
 
 class TestTraining:
@@ -88,6 +93,28 @@ class TestReplayedSteps:
         assert run.model.store.loss_scale.state() == other.model.store.loss_scale.state()
         if where == "emulated":
             assert len([event for event in device.xp.events if event[0] == "replay"]) == 11
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.3])
+    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+    def test_agree_with_the_host_where_a_pass_is_at_once(self, monkeypatch, tmp_path, dropout, where):
+        """By kernels/small.cu, also with graphs of several shapes."""
+        path = write_image_set(tmp_path / "set.h5", train=61)
+        settings = {**BASE, "optimizer": "adam", "dropout": dropout}
+        rule = OptimizerOptions(lr=0.01, clip_norm=0.3)
+        other, expected = told_by_the_host(path, settings, rule)
+        if where == "gpu":
+            device = Cuda(0)
+            device.time = lambda replays: [2.0, 1.0]
+        else:
+            device = opened(monkeypatch, installed(monkeypatch), times=(2.0, 1.0))
+        run, steps, totals = taken_by(device, path, settings, rule)
+        assert {shape.at_once for shape in steps._shapes.values()} == {True}
+        assert [t.loss for t in totals] == pytest.approx([t.loss for t in expected], rel=1e-4)
+        np.testing.assert_allclose(run.weights(), other.weights(), rtol=1e-3, atol=2e-4)
+        if where == "emulated":
+            front = device.xp.recorded[-1][:5]
+            launched = ["deal", "gather_u8_f32", "small_first", "small_rows", "small_weights"]
+            assert front == [("launch", name) for name in launched]
 
     @pytest.mark.parametrize("rule", RULES)
     def test_have_the_bits_of_steps_that_are_not_replayed(self, monkeypatch, tmp_path, rule):
@@ -163,6 +190,16 @@ class TestReplayedSteps:
 
 
 class TestGraphs:
+    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+    def test_their_times_are_told(self, monkeypatch, where):
+        if where == "emulated":
+            installed(monkeypatch)
+        device = Cuda(0)
+        a = device.to_device(np.zeros(4, np.float32))
+        times = device.time([device.capture(lambda: a.fill(1))] * 2)
+        assert len(times) == 2
+        assert all(0 < seconds < 1 for seconds in times)
+
     def test_a_replay_does_again_what_was_captured_and_nothing_before(self, gpu):
         a, total = gpu.to_device(np.arange(4, dtype=np.float32)), gpu.to_device(np.zeros(4, np.float32))
         here = gpu.pinned((4,), np.float32)

@@ -6,35 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_kernels import CudaKernels
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import BEGUN, HELD, LOSS_SCALE, PACE, RATE, SCALE, Augmentation, Pace, Raw, Schedule
 from mpi_parallel.nn.learning_rate import learning_rate
 from tests.device.emulated import emulated
-from tests.device.shim import compiler, shim
-from tests.device.strict import StrictArray, inside
+from tests.device.shim import compiler
+from tests.device.strict import StrictArray
+from tests.device.where import Place, on, slots_on, values
 
 SHAPES = [(0, 5), (1, 1), (20, 33), (35, 257)]
 TYPES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 PLAIN_KERNELS = Expressions(np)
-
-
-class Place:
-    """Where the arrays of a test are: strict ones in the host's memory, or on a GPU."""
-
-    gpu: Cuda | None = None
-
-
-@pytest.fixture(params=["in order", "backward", pytest.param("gpu", marks=pytest.mark.gpu)])
-def kernels(request, monkeypatch) -> CudaKernels:
-    """The kernels, with threads and blocks in either order: what they give does not depend on it. And on a GPU."""
-    if request.param == "gpu":
-        monkeypatch.setattr(Place, "gpu", Cuda(0))
-        return Place.gpu.kernels
-    compiler()
-    shim().library.turn_round(request.param == "backward")
-    return CudaKernels(emulated())
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -55,22 +38,6 @@ def to_bits(a: np.ndarray, kind: str) -> np.ndarray:
 
 def to_numbers(a: np.ndarray, kind: str) -> np.ndarray:
     return (a.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else a.astype(np.float32)
-
-
-def on(array: np.ndarray) -> Any:
-    """A device array of these values, its rows as far apart."""
-    if Place.gpu is None:
-        return StrictArray(array.copy())
-    return Place.gpu.to_device(array)
-
-
-def slots_on(array: np.ndarray, columns: int) -> Any:
-    """The first columns of it, in place."""
-    return on(array)[:, :columns]
-
-
-def values(array: Any) -> np.ndarray:
-    return inside(array) if Place.gpu is None else Place.gpu.to_host(array)
 
 
 def empty(shape: tuple[int, ...], kind: str) -> Any:

@@ -9,7 +9,7 @@ from tests.device.shim import SANITIZE, compiler
 from tests.lacking import lacking
 from tests.once import once
 
-KERNELS = Path(__file__).with_name("test_cuda_kernels.py")
+KERNELS = [str(Path(__file__).with_name(name)) for name in ("test_cuda_kernels.py", "test_cuda_small.py")]
 
 
 def test_the_shim_ends_a_program_whose_threads_part_at_a_barrier(tmp_path):
@@ -19,7 +19,7 @@ def test_the_shim_ends_a_program_whose_threads_part_at_a_barrier(tmp_path):
         'static const Entry table[] = {{"part", letters(part), [](void **g) { unpack(part, g); }}};\n'
         "static const Entry *find(const char *) { return table; }\n"
         "int main() { unsigned one[3] = {1, 1, 1}, two[3] = {2, 1, 1}; int at = 0, *to = &at; void *g[] = {&to};\n"
-        'launch("part", one, one, g); fprintf(stderr, "%d.", at); launch("part", one, two, g); }\n'
+        'launch("part", one, one, 0, g); fprintf(stderr, "%d.", at); launch("part", one, two, 0, g); }\n'
     )
     (tmp_path / "part.cpp").write_text(code)
     command = [compiler(), "-std=c++14", "-Wno-unused", tmp_path / "part.cpp", "-o", tmp_path / "part"]
@@ -34,7 +34,7 @@ class TestUnderAddressSanitizer:
     """In child processes, as the sanitizer has to be loaded before Python is."""
 
     def test_all_of_the_kernels_tests_hold(self):
-        command = ["-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "-k", "not backward", str(KERNELS)]
+        command = ["-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "-k", "not backward", *KERNELS]
         child = self.child(*command)
         assert child.returncode == 0, child.stdout[-3000:] + child.stderr[-3000:]
 

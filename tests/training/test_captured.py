@@ -112,6 +112,43 @@ def test_the_order_of_a_step_and_nothing_allocated_in_it(path, monkeypatch):
     assert device.log[-3:] == [f"replay {len(captured)}", "mark 3", "wait 3"]
 
 
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+def test_a_small_network_goes_through_its_layers_at_once_where_that_is_faster(path, monkeypatch, clip, late):
+    """The same steps by few launches, and what was tried before they were captured leaves no trace."""
+    settings, rule = {**BASE, "dropout": 0.3}, OptimizerOptions(lr=0.01, clip_norm=clip)
+    other, expected = told_by_the_host(path, settings, rule)
+    device = Recording(monkeypatch, late=late)
+    device.kernels.small = True
+    run, steps, totals = taken_by(device, path, settings, rule)
+    assert [(t.count, t.correct, t.finite) for t in totals] == [(t.count, t.correct, t.finite) for t in expected]
+    assert [t.loss for t in totals] == pytest.approx([t.loss for t in expected], rel=1e-5)
+    np.testing.assert_allclose(run.weights(), other.weights(), rtol=1e-4, atol=1e-6)
+    assert {shape.at_once for shape in steps._shapes.values()} == {True}
+    replays = {entry for entry in device.log if entry.startswith("replay")}
+    assert f"replay {6 if clip else 5}" in replays  # deal, gather, pass, norm, advance, sgd
+
+
+@pytest.mark.parametrize("why", ["micro-batches", "groups", "precision", "the layers are faster", "nobody measures"])
+def test_or_layer_by_layer(path, monkeypatch, why):
+    device = Recording(monkeypatch)
+    device.kernels.small = True
+    settings = dict(BASE)
+    if why == "micro-batches":
+        settings["micro_batch"] = 4
+    elif why == "groups":
+        settings["groups"] = 2
+    elif why == "precision":
+        settings["precision"] = "bfloat16"
+    elif why == "the layers are faster":
+        device.time = lambda replays: [1.0, 2.0]
+    else:
+        device.measures = False
+    _, steps, _ = taken_by(device, path, settings, OptimizerOptions(lr=0.01))
+    assert {shape.at_once for shape in steps._shapes.values()} == {False}
+    assert any(shape.captured for shape in steps._shapes.values())
+
+
 @pytest.mark.parametrize("holding", ["resident", "streaming"])
 @pytest.mark.parametrize("graphs", [True, False])
 def test_the_host_launches_marks_and_waits_for_a_step_before(path, monkeypatch, graphs, holding):

@@ -23,8 +23,10 @@ from tests.training.checkpoints.test_resume import Runs, saved_steps
 def gpu(monkeypatch):
     """What makes `--device cuda` take an emulated one; 4 steps an epoch, of which the last is short."""
 
-    def plug_in(late, moody=False):
+    def plug_in(late, moody=False, times=()):
         compiler()
+        monkeypatch.setattr(cuda.Cuda, "time", lambda self, replays: list(times))
+        monkeypatch.setattr(cuda.Cuda, "measures", property(lambda self: bool(times), lambda *_: None), raising=False)
         cupy = installed(monkeypatch, late=late)
         monkeypatch.setattr(cuda, "load", lambda find, major: FakeLt(cupy.do, moody=moody))
         return cupy
@@ -229,6 +231,21 @@ def test_a_run_whose_gpu_is_lost_goes_on_from_its_last_checkpoint(train, gpu, la
     (resumed,) = [event["step"] for event in again if event["event"] == "resume"]
     assert 0 < resumed < again[-1]["step"]
     assert again[-1]["weights_sha256"] == whole[-1]["weights_sha256"]
+
+
+def test_a_run_whose_network_is_small_enough_to_be_passed_at_once(train, gpu):
+    """Trains as layer by layer, and goes on to the same bits."""
+    options = ("--dropout", 0.1, "--checkpoint-every", 5, "--keep", 9)
+    ends = {}
+    for name, times in [("layers", (1.0, 2.0)), ("at once", (2.0, 1.0))]:
+        cupy = gpu(True, times=times)
+        _, events = train(*options, name=name)
+        ends[name] = [event["train_loss"] for event in events if event["event"] == "epoch"], events[-1]
+        assert (("launch", "small_rows") in cupy.recorded[-1]) == (name == "at once")
+    assert ends["at once"][0] == pytest.approx(ends["layers"][0], rel=1e-4)
+    gpu(True, times=(2.0, 1.0))
+    _, again = train(*options, "--resume", train.runs.checkpoint(10, "at once"), name="again")
+    assert again[-1]["test_loss"] == pytest.approx(ends["at once"][1]["test_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -32,6 +32,10 @@ FN void put(f16 &to, float a) { to.bits = mp_pack_float16(a); }
 #define EACH(i, n) for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
 #define EACH_ROW(row, n) for (i64 row = blockIdx.x; row < (n); row += gridDim.x)
 
+#ifndef ROOM /* shared memory of the size that a launch asks for */
+#define ROOM(name) extern __shared__ float name[]
+#endif
+
 #define MOST 1024 /* threads of a block */
 
 /* --- sums and maxima over the threads of a block, in an order that their number fixes --- */
@@ -242,4 +246,5 @@ KERNEL __launch_bounds__(MOST) squares(const float *a, i64 n, double *parts, dou
     }
 }
 
+#include "small.cu"
 #include "rules.cu"

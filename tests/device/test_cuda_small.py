@@ -1,0 +1,102 @@
+"""kernels/small.cu, which takes rows through a whole network, against NumPy's expressions: on the CPU, and on a GPU."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mpi_parallel.device.cuda_small import LARGEST, MOST_ROWS, _shared
+from mpi_parallel.device.expressions import Expressions
+from mpi_parallel.device.interface import SmallNetwork
+from mpi_parallel.nn.store import BAD, TAIL
+from tests.device.where import on, values
+
+# Of every odd kind: one layer more or less than the default, tiles that end within, one row, one class and one unit.
+NETWORKS = [
+    (784, 128, 64, 10),
+    (5, 3, 2),
+    (33, 40, 32),
+    (129, 1, 7, 1),
+    (40, 256, 31, 33, 17, 5),
+    (256, 65, 3, 4, 5, 6, 2),
+]
+
+
+def network(widths, dropout=0.0):
+    """In the store's order: the last layer first."""
+    sizes = [(ins + 1) * outs for ins, outs in pairwise(widths)]
+    return SmallNetwork(widths, tuple(sum(sizes[layer + 1 :]) for layer in range(len(sizes))), dropout), sum(sizes)
+
+
+def arguments(widths, rows, dropout=0.0):
+    """What `small_pass` is given, and garbage where it writes."""
+    random = np.random.default_rng([rows, *widths])
+    told, size = network(widths, dropout)
+    weights = (random.normal(size=size) / np.sqrt(max(widths[1:]))).astype(np.float32)
+    x = random.normal(size=(rows, widths[0])).astype(np.float32)
+    keys = random.integers(2**32, size=rows, dtype=np.uint32)
+    t = random.integers(widths[-1], size=rows, dtype=np.int32)
+    return told, [x, keys, t, weights, np.full(size + TAIL, 77, np.float32)]
+
+
+def run(kernels, told, arrays):
+    """The gradients and tail that the kernels leave; the weights and rows stay as they are."""
+    held = [on(array) for array in arrays]
+    room = on(np.full(kernels.small_numbers(told, len(arrays[0])), np.nan, np.float32))
+    kernels.small_pass(told, *held, room)
+    for array, given in zip(held[:4], arrays, strict=False):
+        np.testing.assert_array_equal(values(array), given)
+    return values(held[4])
+
+
+def expected_of(told, arrays):
+    merged = arrays[4].copy()
+    with np.errstate(all="ignore"):
+        Expressions(np).small_pass(told, *arrays[:4], merged, merged[:0])
+    return merged
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("rows", [1, 2, 37, 130])
+@pytest.mark.parametrize("widths", NETWORKS, ids=str)
+def test_gradients_and_tail_are_those_of_the_layers(kernels, widths, rows, dropout):
+    told, arrays = arguments(widths, rows, dropout)
+    merged, expected = run(kernels, told, arrays), expected_of(told, arrays)
+    np.testing.assert_allclose(merged, expected, rtol=2e-5, atol=2e-5 * np.abs(expected[:-TAIL]).max())
+    np.testing.assert_array_equal(merged[-TAIL + 1 :], expected[-TAIL + 1 :])
+
+
+def test_the_same_launch_gives_the_same_bits(kernels):
+    told, arrays = arguments(NETWORKS[0], 130)
+    np.testing.assert_array_equal(run(kernels, told, arrays), run(kernels, told, arrays))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["image", "weight of the first layer", "weight of the last"])
+def test_what_is_not_finite_is_flagged(kernels, bad, what):
+    told, arrays = arguments((33, 9, 4), 5)
+    x, weights = arrays[0], arrays[3]
+    if what == "image":
+        x[3, 7] = bad
+    else:
+        weights[0 if what.endswith("last") else told.starts[0]] = bad
+    merged = run(kernels, told, arrays)
+    assert not np.isfinite(merged[:-TAIL]).all()
+    assert np.isnan(merged[-TAIL:][BAD])
+
+
+def test_which_networks_fit(kernels):
+    def numbers(widths, rows=256):
+        return kernels.small_numbers(network(widths)[0], rows)
+
+    assert numbers((784, 128, 64, 10)) == 256 * (7 * 128 + 128 + 64 + 128 + 64 + 10 + 2)
+    assert numbers((784, 256, 128, 10))  # with more shared memory than a launch has without asking
+    assert not numbers((784, 128, 64, 10), 0)
+    assert not numbers((784, 128, 64, 10), MOST_ROWS + 1)
+    assert not numbers((784, 10))  # nothing is hidden
+    assert not numbers((784, 257, 10))
+    assert not numbers((784, 128, 33))
+    assert not numbers((784, 250, 250, 10))  # more than a block's shared memory
+    assert not numbers((9, 8, 8, 8, 8, 8, 8, 2))
+    assert not numbers((LARGEST // 1024, 8, 2), 1025)
+    assert _shared((784, 128, 64, 10)) < 46 << 10
