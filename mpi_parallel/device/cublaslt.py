@@ -15,8 +15,8 @@ from mpi_parallel.device.cublaslt_library import (
     ALIGNMENTS,
     AUX_LD,
     AUX_POINTER,
+    BIAS_ALIGNMENT,
     BIAS_POINTER,
-    BIAS_TYPE,
     CANDIDATES,
     COMPUTE_32F,
     COMPUTE_TF32,
@@ -30,7 +30,6 @@ from mpi_parallel.device.cublaslt_library import (
     TRANSA,
     TRANSB,
     TYPES,
-    UNSUPPORTED,
     WORKSPACE,
     Algorithm,
     Heuristic,
@@ -70,7 +69,6 @@ class Problem(NamedTuple):
     epilogue: int
     add: bool
     tf32: bool
-    bias_type: int
 
 
 class Plan(NamedTuple):
@@ -100,7 +98,7 @@ class CublasLt:
         self.handle = c_void_p()
         self._check("cublasLtCreate", byref(self.handle))
         self._one, self._zero = c_float(1), c_float(0)
-        self._plans: dict[Problem, Plan | None] = {}
+        self._plans: dict[Problem, list[Plan]] = {}  # to be tried in this order
 
     def product(
         self,
@@ -112,7 +110,6 @@ class CublasLt:
         bias: int = 0,
         aux: int = 0,
         add: bool = False,
-        bias_type: int = -1,
     ) -> bool:
         """d = op(a) op(b), or added to d, and the epilogue; False where cublasLt has no such product.
 
@@ -120,18 +117,21 @@ class CublasLt:
         `mask_ld(rows)` bits.
         """
         keys = [(*matrix[1:], matrix.alignment) for matrix in (a, b, d)]
-        problem = Problem(keys[0], keys[1], keys[2], transposed, epilogue, add, self.tf32, bias_type)
+        problem = Problem(keys[0], keys[1], keys[2], transposed, epilogue, add, self.tf32)
+        if bias % BIAS_ALIGNMENT:
+            return False
         if problem not in self._plans:
             self._plans[problem] = self._choose(problem, (a, b, d), bias, aux)
-        plan = self._plans[problem]
-        if plan is None:
-            return False
-        self._point(plan.description, bias, aux)
-        try:
-            self._run(plan, a, b, d)
-        except LtError:  # proposed, and refused
-            self._plans[problem] = None
-        return self._plans[problem] is not None
+        plans = self._plans[problem]
+        while plans:
+            self._point(plans[0].description, bias, aux)
+            try:
+                self._run(plans[0], a, b, d)
+            except LtError:  # proposed, and refused
+                del plans[0]
+            else:
+                return True
+        return False
 
     def _run(self, plan: Plan, a: Matrix, b: Matrix, d: Matrix) -> None:
         of_a, of_b, of_d = plan.layouts
@@ -140,8 +140,8 @@ class CublasLt:
             d.pointer, of_d, d.pointer, of_d, plan.algorithm, self.workspace, WORKSPACE, self.stream,
         )  # fmt: skip
 
-    def _choose(self, problem: Problem, matrices: tuple[Matrix, Matrix, Matrix], bias: int, aux: int) -> Plan | None:
-        """The fastest of the algorithms that the library proposes; None where there are none."""
+    def _choose(self, problem: Problem, matrices: tuple[Matrix, Matrix, Matrix], bias: int, aux: int) -> list[Plan]:
+        """The algorithms that the library proposes, the fastest one first."""
         description = self._describe(problem, matrices[2].rows)
         self._point(description, bias, aux)
         layouts = tuple(self._layout(matrix) for matrix in matrices)
@@ -152,8 +152,9 @@ class CublasLt:
             for found in self._propose(problem, description, layouts)
         ]
         if self.time is None or problem.add or len(plans) < 2:  # to add again and again would change the result
-            return plans[0] if plans else None
-        return self._fastest(str(tuple(problem)), plans, matrices)
+            return plans
+        best = self._fastest(str(tuple(problem)), plans, matrices)
+        return [best, *(plan for plan in plans if plan is not best)]
 
     def _fastest(self, product: str, plans: list[Plan], matrices: tuple[Matrix, Matrix, Matrix]) -> Plan:
         """What was the fastest in an earlier process if it is among those proposed, else what is now."""
@@ -183,8 +184,6 @@ class CublasLt:
             (TRANSB, c_int32(problem.transposed[1])),
             (EPILOGUE, c_uint32(problem.epilogue)),
         ]
-        if problem.bias_type >= 0:
-            attributes.append((BIAS_TYPE, c_int32(problem.bias_type)))
         if problem.epilogue in (RELU_AUX_BIAS, DRELU):
             attributes.append((AUX_LD, c_int64(mask_ld(rows))))
         for attribute, value in attributes:
@@ -220,8 +219,6 @@ class CublasLt:
             self.handle, description, of_a, of_b, of_d, of_d, preference, CANDIDATES, found, byref(count)
         )
         self._check("cublasLtMatmulPreferenceDestroy", preference)
-        if status not in (SUPPORTED, *UNSUPPORTED):
-            raise LtError(f"cublasLtMatmulAlgoGetHeuristic answers with status {status}")
         if status == SUPPORTED:
             yield from (result for result in found[: count.value] if result.state == SUPPORTED)
 

@@ -15,11 +15,12 @@ TYPES = {"float32": 0, "float16": 2, "uint16": 14}  # cudaDataType of the dtypes
 FLOAT32 = TYPES["float32"]
 COMPUTE_32F, COMPUTE_TF32 = 68, 77  # cublasComputeType_t
 # cublasLtMatmulDescAttributes_t and cublasLtMatmulPreferenceAttributes_t
-TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_LD, BIAS_TYPE = 3, 4, 7, 8, 11, 12, 26
+TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_LD = 3, 4, 7, 8, 11, 12
 MAX_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # of A, B, C and D
 # cublasLtEpilogue_t: + bias; + relu; + the mask of relu kept; times a kept mask; with the sums of A over k
 PLAIN, BIAS, RELU_BIAS, RELU_AUX_BIAS, DRELU, BGRADA = 1, 4, 6, 134, 136, 256
-SUPPORTED, UNSUPPORTED = 0, (7, 15)  # cublasStatus_t: INVALID_VALUE and NOT_SUPPORTED both mean: no such product
+SUPPORTED = 0  # cublasStatus_t; whatever else is said of a product means that there is none
+BIAS_ALIGNMENT = 16  # bytes: kernels that load as many read a bias that lies otherwise all the same, and fail
 WORKSPACE = 32 << 20  # bytes, what NVIDIA recommends for Hopper
 CANDIDATES = 8  # algorithms to measure
 

@@ -32,6 +32,7 @@ class Cuda:
     """Arrays in the memory of one GPU, computed on one stream."""
 
     kind = "cuda"
+    apart = 64  # what cublasLt's fastest kernels load at a time, and more than the 16 bytes that its biases want
     lacks = ""
 
     def __init__(self, node_rank: int, precision: str = "float32", measure: bool = True) -> None:
@@ -57,8 +58,9 @@ class Cuda:
         return copy
 
     def to_host(self, array: Array) -> NDArray[Any]:
-        # Waits for the work on the stream: MPI must never see an array that is still being written.
-        copy: NDArray[Any] = self.xp.asnumpy(array, stream=self.stream)
+        # Waits for the work on the stream: MPI must never see an array that is still being written. What is in pieces
+        # CuPy itself would put together within `with stream`, which ends on the default stream (see `capture`).
+        copy: NDArray[Any] = self.xp.asnumpy(self.xp.ascontiguousarray(array), stream=self.stream)
         self.stream.synchronize()  # asnumpy of some versions returns before the copy is done
         return copy
 
@@ -86,7 +88,9 @@ class Cuda:
         return self.kernels.capturable
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        with self.stream, self.xp.cuda.using_allocator(_refuse):
+        # Not within `with self.stream`: CuPy forgets at its end that the stream was in use before, and goes on with the
+        # default one, which waits for ours no more than ours for it.
+        with self.xp.cuda.using_allocator(_refuse):
             # Other threads, such as one that writes a checkpoint, may go on meanwhile.
             self.stream.begin_capture(self.runtime.streamCaptureModeThreadLocal)
             try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device.cublaslt import CublasLt, Matrix, mask_ld
-from mpi_parallel.device.cublaslt_library import BGRADA, BIAS, DRELU, FLOAT32, PLAIN, RELU_AUX_BIAS, RELU_BIAS
+from mpi_parallel.device.cublaslt_library import BGRADA, BIAS, DRELU, PLAIN, RELU_AUX_BIAS, RELU_BIAS
 from mpi_parallel.device.cuda_kernels import CudaKernels, address
 from mpi_parallel.device.interface import Array
 
@@ -41,8 +41,7 @@ class CudaProducts(CudaKernels):
         wished = (RELU_BIAS if mask is None else RELU_AUX_BIAS) if relu else BIAS
         for epilogue in dict.fromkeys((wished, RELU_BIAS if relu else BIAS)) if b_O is not None else ():
             aux = address(mask) if epilogue == RELU_AUX_BIAS else 0  # a mask is nice to have
-            kind = -1 if y_BO.dtype == np.float32 else FLOAT32
-            if self._fused(x_BI, W_IO, y_BO, epilogue=epilogue, bias=address(b_O), aux=aux, bias_type=kind):
+            if self._fused(x_BI, W_IO, y_BO, epilogue=epilogue, bias=address(b_O), aux=aux):
                 if aux:
                     self._masks[aux] = True
                 return

@@ -28,7 +28,7 @@ FLOAT = 4
 STATIC = 3072  # bytes of shared memory, at most, beside what a launch asks for
 LAYERS = np.dtype(
     [("depth", "i4"), ("hidden", "i4"), ("kept", "i4"), ("of", "i4", DEEPEST + 1)]
-    + [(name, "i4", DEEPEST) for name in ("store", "output", "gradient")]
+    + [(name, "i4", DEEPEST) for name in ("weights", "biases", "output", "gradient")]
 )
 
 Launch = Callable[..., None]  # CudaKernels._launch
@@ -43,13 +43,14 @@ class SmallPasses:
 
     def numbers(self, network: SmallNetwork, rows: int) -> int:
         """float32 numbers that `run` computes in; 0 where it cannot take so many rows of this network."""
-        widths, size = network.widths, network.starts[0] + (network.widths[0] + 1) * network.widths[1]
+        widths = network.widths
         narrow = max(widths[1:]) <= ABREAST and widths[-1] <= MOST_CLASSES
         few = 0 < rows <= MOST_ROWS and 2 <= len(widths) - 1 <= DEEPEST
         if not (few and narrow and _shared(widths) <= self._shared_bytes - STATIC):
             return 0
         parts, kept = _sizes(widths, rows)
-        return 0 if max(parts, kept, rows * widths[0], size) > LARGEST else parts + kept + 2 * rows
+        places = max(parts, kept, max(rows, 2 * ABREAST) * widths[0])  # all weights are fewer than the last of these
+        return 0 if places > LARGEST else parts + kept + 2 * rows
 
     def run(
         self, network: SmallNetwork, x_BF: Array, keys_B: Array, t_B: Array, weights: Array, merged: Array, room: Array
@@ -79,7 +80,8 @@ def _layers(network: SmallNetwork) -> NDArray[Any]:
     hidden = ends[-2]
     layers = np.zeros((), LAYERS)
     layers["depth"], layers["hidden"], layers["kept"] = depth, hidden, hidden + ends[-1]
-    layers["of"][: depth + 1], layers["store"][:depth] = widths, network.starts
+    layers["of"][: depth + 1] = widths
+    layers["weights"][:depth], layers["biases"][:depth] = zip(*network.starts, strict=True)
     layers["output"][:depth], layers["gradient"][:depth] = ends[:-1], [hidden + end for end in ends[:-1]]
     return layers
 

@@ -156,30 +156,30 @@ class Expressions(RowExpressions, RuleExpressions):
         gradients, tail = merged[: len(weights)], merged[len(weights) :]
         shapes = list(zip(network.starts, pairwise(network.widths), strict=True))
         inputs, tail[:] = [x_BF], 0
-        for layer, (start, shape) in enumerate(shapes):
+        for layer, (starts, shape) in enumerate(shapes):
             inputs.append(self.xp.empty((len(x_BF), shape[1]), np.float32))
             hidden = layer < len(shapes) - 1
-            self.linear(inputs[-2], *_layer(weights, start, shape), inputs[-1], relu=hidden)
+            self.linear(inputs[-2], *_layer(weights, starts, shape), inputs[-1], relu=hidden)
             if hidden:
                 self.dropout(inputs[-1], keys_B, combine_int(layer), network.dropout, inputs[-1])
         dz_BO = inputs.pop()
         self.cross_entropy(dz_BO, t_B, tail)
         tail[2] = len(x_BF)
-        for start, shape in reversed(shapes):
+        for starts, shape in reversed(shapes):
             x_BI = inputs.pop()
-            self.weight_gradient(x_BI, dz_BO, *_layer(gradients, start, shape), add=False)
+            self.weight_gradient(x_BI, dz_BO, *_layer(gradients, starts, shape), add=False)
             if inputs:
                 dx_BI = self.xp.empty(x_BI.shape, np.float32)
-                self.input_gradient(dz_BO, _layer(weights, start, shape)[0], dx_BI, x_BI)
+                self.input_gradient(dz_BO, _layer(weights, starts, shape)[0], dx_BI, x_BI)
                 dx_BI *= 1 / (1 - network.dropout)
                 dz_BO = dx_BI
         self.check(gradients, tail[-1:])
 
 
-def _layer(flat: Array, start: int, shape: tuple[int, int]) -> tuple[Array, Array]:
+def _layer(flat: Array, starts: tuple[int, int], shape: tuple[int, int]) -> tuple[Array, Array]:
     """W and b of a layer, or their gradients."""
-    end = start + shape[0] * shape[1]
-    return flat[start:end].reshape(shape), flat[end : end + shape[1]]
+    of_W, of_b = starts
+    return flat[of_W : of_W + shape[0] * shape[1]].reshape(shape), flat[of_b : of_b + shape[1]]
 
 
 def threshold(rate: float) -> int:

@@ -29,6 +29,7 @@ class Host:
     place = ""
     can_capture = True
 
+    apart = 4
     measures = False
 
     def __init__(self, lacks: str = "") -> None:

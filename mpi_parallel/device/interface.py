@@ -68,7 +68,7 @@ class SmallNetwork(NamedTuple):
     """A multilayer perceptron of float32 numbers, as `Kernels.small_pass` is told it."""
 
     widths: tuple[int, ...]  # features, hidden widths, classes
-    starts: tuple[int, ...]  # where W of each layer stands in the weights and in the gradients; b stands behind it
+    starts: tuple[tuple[int, int], ...]  # where W and b of each layer stand in the weights, and in the gradients
     dropout: float  # behind each hidden layer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -11,15 +12,19 @@ from mpi_parallel.device.cuda_kernels import address
 from mpi_parallel.device.interface import Array
 
 IDENTITY = 128  # bytes by which the ranks of a communicator find each other
+BYTES_SINCE = 14  # CuPy's version
+REMEDY = "install nvidia-nccl-cu12 or nvidia-nccl-cu13"
 
 
 def complaint() -> str | None:
     """Why there is no NCCL; None where there is."""
     try:
-        from cupy.cuda import nccl
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CuPy 14 warns where it does not find the library
+            from cupy.cuda import nccl
     except ImportError as error:
-        return f"CuPy has no NCCL ({error}); install nvidia-nccl-cu12 or nvidia-nccl-cu13"
-    return None if nccl.get_version() else "CuPy has no NCCL"
+        return f"CuPy has no NCCL ({error}); {REMEDY}"
+    return None if getattr(nccl, "available", True) and nccl.get_version() else f"CuPy has no NCCL; {REMEDY}"
 
 
 class Nccl:
@@ -30,8 +35,9 @@ class Nccl:
 
         self.cupy, self.size, self.rank = cupy, size, rank
         mine = bytes(word % 256 for word in nccl.get_unique_id()) if rank == 0 else bytes(IDENTITY)
-        # CuPy gives and takes C chars, which may be negative.
-        identity = tuple(byte - 256 if byte > 127 else byte for byte in agree(mine))
+        identity: Any = agree(mine)
+        if int(cupy.__version__.partition(".")[0]) < BYTES_SINCE:  # a tuple of C chars, which may be negative
+            identity = tuple(byte - 256 if byte > 127 else byte for byte in identity)
         self.comm = nccl.NcclCommunicator(size, identity, rank)
         self.types = {np.dtype(np.float32): nccl.NCCL_FLOAT32, np.dtype(np.float64): nccl.NCCL_FLOAT64}
         self.add = nccl.NCCL_SUM

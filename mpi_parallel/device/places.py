@@ -53,6 +53,7 @@ class Device(Protocol):
 
     kind: str  # "cpu" or "cuda"
     place: str  # which of the node's GPUs it is; "" for the node itself
+    apart: int  # bytes of which the starts of weights are to be multiples
     measures: bool  # whether choices that change bits may hang on its clock
     lacks: str  # why it is not the GPU that `auto` looked for; "" where nothing hints at one
     xp: ModuleType  # the array module: numpy or cupy

@@ -25,7 +25,7 @@ class ColumnParallelLinear(Linear):
         self.comm = comm
 
     def forward(self, x_BI: Array, keys: Array | None = None) -> tuple[Array, Backward]:
-        y_BO = F.linear(self.ws, x_BI, self.W.factor, self.b.value, self.relu)
+        y_BO = F.linear(self.ws, x_BI, self.W.factor, self.bias, self.relu)
 
         def backward(dy_BO: Array) -> Array:
             if self.relu:

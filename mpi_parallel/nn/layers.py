@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mpi_parallel.device import Array
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
+from mpi_parallel.nn.precision import HALVES
 from mpi_parallel.nn.store import Parameter, ParameterStore
 
 Backward = Callable[[Array], Array]
@@ -50,9 +51,14 @@ class Linear:
         if self.ws.kernels.mask_bytes(1):
             self.below, below.is_below = below, True
 
+    @property
+    def bias(self) -> Array:
+        """What is added: float32 to logits, else of the format of the output."""
+        return self.b.factor if self.relu and self.ws.precision in HALVES else self.b.value
+
     def forward(self, x_BI: Array, keys: Array | None = None) -> tuple[Array, Backward]:
         self.mask = F.relu_mask(self.ws, len(x_BI), self.W.value.shape[1]) if self.is_below else None
-        y_BO = F.linear(self.ws, x_BI, self.W.factor, self.b.value, self.relu, self.mask)
+        y_BO = F.linear(self.ws, x_BI, self.W.factor, self.bias, self.relu, self.mask)
         mask_below = self.below.mask if self.below else None
 
         def backward(dy_BO: Array) -> Array:

@@ -89,7 +89,7 @@ class MLP:
         for below, layer in pairwise(linear):
             layer.stand_on(below)
         self.training = Sequential(_stack(ws, linear, dropout))
-        starts = tuple(layer.W.span.start for layer in linear)
+        starts = tuple((layer.W.span.start, layer.b.span.start) for layer in linear)
         self.small = SmallNetwork(self.widths, starts, dropout)
         self.inference = Sequential(linear)
         if seed is None:

@@ -5,7 +5,8 @@
     bfloat16   7 bits of fraction, float32's range
     float16    10 bits of fraction, a range from 6e-8 to 65504: the loss is scaled to keep gradients within
 
-Weights, their gradients, sums, biases, logits, the loss and the optimizer's state are float32 in all of them. A device
+Weights, their gradients, sums, logits, the loss and the optimizer's state are float32 in all of them. What a hidden
+layer gives has 16 bits in the latter two, and so has the bias that is added to it, as cublasLt adds no other. A device
 that has no products of a format rounds what goes into them and multiplies in float32, with the same result but for the
 order of the additions: slower than float32, and there to see what a format does to a network.
 """
@@ -18,6 +19,7 @@ from mpi_parallel.device import Array
 from mpi_parallel.device.rule_expressions import LARGEST_LOSS_SCALE
 
 FORMATS = ("float32", "tf32", "bfloat16", "float16")
+HALVES = ("bfloat16", "float16")  # of 16 bits
 # Gradients here are summed over rows, of which each gives the logits at most 1: float16 holds 16 such of this scale.
 FIRST, SMALLEST = 2.0**12, 1.0
 PATIENCE = 2000  # steps that go well before a larger scale is tried

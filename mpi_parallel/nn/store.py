@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -14,6 +15,7 @@ from mpi_parallel.nn.precision import LossScale
 # Behind the gradients travel the batch's sums, so that one collective merges everything.
 LOSS, CORRECT, COUNT, STOP, SAVE, BAD = range(6)  # BAD: 0, or NaN where a gradient is not finite
 TAIL = 6
+FLOAT = 4  # bytes
 
 
 @dataclass(eq=False)
@@ -31,7 +33,10 @@ class Parameter:
 
 
 class ParameterStore:
-    """A flat float32 array of weights, and one of gradients and tail, in the order in which backward completes them."""
+    """A flat float32 array of weights, and one of gradients and tail, in the order in which backward completes them.
+
+    They begin at multiples of the device's `apart` bytes; what lies between two is zero, and updates leave it so.
+    """
 
     def __init__(
         self, device: Device, shapes: Sequence[tuple[str, tuple[int, ...]]], precision: str = "float32"
@@ -40,16 +45,17 @@ class ParameterStore:
         xp = device.xp
         self.device, self.precision = device, precision
         self.loss_scale = LossScale(precision)
-        self.size = sum(prod(shape) for _, shape in shapes)
+        unit = device.apart // FLOAT
+        starts = list(accumulate((-(-prod(shape) // unit) * unit for _, shape in shapes), initial=0))
+        self.size = starts[-1]
         self.accumulating = False  # whether backward adds to the gradients that are there
         self.parameters: dict[str, Parameter] = {}
         weights, merged = xp.zeros(self.size, np.float32), xp.zeros(self.size + TAIL, np.float32)
         self.factors: Array | None = None
         if device.rounds(precision):
             self.factors = xp.zeros(self.size, device.storage(precision))
-        start = 0
-        for name, shape in shapes:
-            span = slice(start, start := start + prod(shape))
+        for (name, shape), start in zip(shapes, starts, strict=False):
+            span = slice(start, start + prod(shape))
             held = weights, merged, weights if self.factors is None else self.factors
             value, gradient, factor = (array[span].reshape(shape) for array in held)
             self.parameters[name] = Parameter(name, value, gradient, factor, span)

@@ -172,7 +172,8 @@ class ExactShares(Relayed):
 def add_up(plan: list[tuple[int, int]], rows: Array, out: Array, xp: Any) -> None:
     """The planned additions of rows; the last one goes to `out`, as does a single row."""
     for to, other in plan[:-1]:
-        xp.add(rows[to], rows[other], out=rows[to])
+        row = rows[to]  # CuPy takes another view of it for another array, and copies it
+        xp.add(row, rows[other], out=row)
     if plan:
         to, other = plan[-1]
         xp.add(rows[to], rows[other], out=out)

@@ -51,7 +51,9 @@ class Emulated(StrictModule):
         self.lockable = 1 << 62  # bytes of the host
         self.streams: dict[int, Stream] = {}
         self.recorded: list[list[tuple[Any, ...]]] = []  # the events of each capture
-        self.current: Any = SimpleNamespace(recording=None, ptr=0, give=lambda work: work())
+        self.default: Any = SimpleNamespace(recording=None, ptr=0, give=self._alone)
+        self.current: Any = self.default
+        self.stack: list[Any] = []  # of `with`, which knows nothing of `use`
         self.empty, self.zeros = self._empty, self._zeros
         self.RawModule = lambda **keywords: Module(self, **keywords)
         self.cuda = self._cuda(gpus)
@@ -62,6 +64,9 @@ class Emulated(StrictModule):
 
     def asnumpy(self, array: StrictArray, stream: Any = None) -> np.ndarray:
         self._not_captured("a copy that waits")
+        if not inside(array).flags.c_contiguous:
+            with stream:  # and so on
+                pass
         self.events.append(("wait",))
         self.catch_up()
         return array._values.copy()
@@ -74,6 +79,11 @@ class Emulated(StrictModule):
             return
         self.events.append(event)
         where.give(work)
+
+    def _alone(self, work: Callable[[], None]) -> None:
+        """On the default stream, for which ours do not wait, nor it for them."""
+        assert not self.streams, "work on the default stream"
+        work()
 
     def catch_up(self) -> None:
         """Do all that any stream was given."""
@@ -220,11 +230,12 @@ class Stream:
         return self
 
     def __enter__(self) -> Stream:
-        self._before, self.cupy.current = self.cupy.current, self
-        return self
+        self.cupy.stack.append(self)
+        return self.use()
 
     def __exit__(self, *_: object) -> None:
-        self.cupy.current = self._before
+        self.cupy.stack.pop()
+        self.cupy.current = self.cupy.stack[-1] if self.cupy.stack else self.cupy.default
 
     def synchronize(self) -> None:
         self.cupy._not_captured("waiting")

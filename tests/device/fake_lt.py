@@ -19,7 +19,6 @@ SIZES = {
     lt.BIAS_POINTER: 8,
     lt.AUX_POINTER: 8,
     lt.AUX_LD: 8,
-    lt.BIAS_TYPE: 4,
 }
 WISHES = {lt.MAX_WORKSPACE: 8, **dict.fromkeys(lt.ALIGNMENTS, 4)}
 KINDS = {0: ("f32", np.float32), 2: ("f16", np.float16), 14: ("bf16", np.uint16)}
@@ -133,8 +132,7 @@ def compute(about: dict[Any, Any], add: float, pointers: Any, shapes: Any, facto
     result = left @ right * factor + (add * d if add else 0)
     epilogue = about[lt.EPILOGUE]
     if epilogue in (lt.BIAS, lt.RELU_BIAS, lt.RELU_AUX_BIAS):
-        assert kinds[2] == "f32" or about[lt.BIAS_TYPE] == lt.FLOAT32
-        result += vector(about[lt.BIAS_POINTER], len(d))[:, None]
+        result += bias_of(about[lt.BIAS_POINTER], len(d), shapes[2][0])[:, None]
     if epilogue in (lt.RELU_AUX_BIAS, lt.DRELU):
         assert about[lt.AUX_LD] % 128 == 0
         mask = matrix_of_bits(about[lt.AUX_POINTER], about[lt.AUX_LD], d.shape[1])
@@ -149,6 +147,12 @@ def compute(about: dict[Any, Any], add: float, pointers: Any, shapes: Any, facto
     if epilogue == lt.BGRADA:
         vector(about[lt.BIAS_POINTER], len(d))[:] = left.sum(axis=1)
     d[:] = to_bits(np.ascontiguousarray(result, np.float32), kinds[2])
+
+
+def bias_of(address: int, count: int, kind: int) -> np.ndarray:
+    """It is of the type of the result."""
+    assert address % lt.BIAS_ALIGNMENT == 0
+    return to_numbers(matrix(address, (kind, count, 1, count))[:, 0], KINDS[kind][0])
 
 
 def vector(address: int, count: int) -> np.ndarray:

@@ -66,8 +66,8 @@ def test_a_layer_forward_and_backward_is_that_of_the_expressions(kernels, kind, 
         b = normal(outputs, seed=1)
         y, expected = on(np.zeros((rows, outputs), TYPES[kind])), np.zeros((rows, outputs), np.float32)
         mask = on(np.zeros((rows, kernels.mask_bytes(outputs)), np.uint8)) if kernels.lt else None
-        kernels.linear(on(to_bits(x, kind)), on(W), on(b), y, True, mask)
-        PLAIN.linear(x, to_numbers(W, kind), b, expected, True)
+        kernels.linear(on(to_bits(x, kind)), on(W), on(to_bits(b, kind)), y, True, mask)
+        PLAIN.linear(x, to_numbers(W, kind), to_numbers(to_bits(b, kind), kind), expected, True)
         np.testing.assert_allclose(to_numbers(values(y), kind), expected, **close(kind))
 
         logits, plain = on(np.zeros((rows, outputs), np.float32)), np.zeros((rows, outputs), np.float32)
@@ -81,7 +81,7 @@ def test_a_layer_forward_and_backward_is_that_of_the_expressions(kernels, kind, 
         kernels.input_gradient(on(dy), on(W), dx)
         np.testing.assert_allclose(to_numbers(values(dx), kind), expected_dx, **close(kind))
         below = on(np.zeros((rows, kernels.mask_bytes(inputs)), np.uint8)) if kernels.lt else None
-        eye, nothing = on(to_bits(np.eye(inputs, dtype=np.float32), kind)), on(np.zeros(inputs, np.float32))
+        eye, nothing = on(to_bits(np.eye(inputs, dtype=np.float32), kind)), on(np.zeros(inputs, TYPES[kind]))
         again = on(np.zeros((rows, inputs), TYPES[kind]))
         kernels.linear(on(to_bits(x, kind)), eye, nothing, again, True, below)
         kernels.input_gradient(on(dy), on(W), dx, again, below)
@@ -113,6 +113,30 @@ def test_a_plan_is_made_once_and_points_to_where_the_numbers_are_now():
     library = kernels.lt.library
     assert len(library.asked) == len(library.descriptions) == 1
     assert library.preferences == {}
+
+
+def test_a_bias_that_lies_oddly_is_added_by_itself():
+    kernels, x, W, b = products(), on(normal(4, 8)), on(normal(8, 4)), on(normal(5))
+    start = 1 if b.data.ptr % lt.BIAS_ALIGNMENT == 0 else 0
+    y = on(np.zeros((4, 4), np.float32))
+    kernels.linear(x, W, b[start : start + 4], y, False)
+    np.testing.assert_allclose(values(y), values(x) @ values(W) + values(b)[start : start + 4], rtol=1e-5, atol=1e-5)
+    assert [asked["about"][lt.EPILOGUE] for asked in kernels.lt.library.asked] == [lt.PLAIN]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_an_algorithm_that_is_proposed_and_refused_leaves_the_next_one(measured):
+    kernels = products(time=(lambda launch: launch() or 1.0) if measured else None)
+    library = kernels.lt.library
+    run = library.cublasLtMatmul
+    library.cublasLtMatmul = lambda *given: 15 if given[12].data[0] == 1 else run(*given)
+    x, W, y = on(normal(4, 8)), on(normal(8, 4)), on(np.zeros((4, 4), np.float32))
+    for _ in range(2):
+        y.fill(0)
+        kernels.linear(x, W, None, y, False)
+        np.testing.assert_allclose(values(y), values(x) @ values(W), rtol=1e-5, atol=1e-5)
+    assert set(library.run) == {2}
+    assert kernels.capturable
 
 
 def test_the_fastest_algorithm_is_taken_when_measured_and_the_first_one_else():
@@ -184,7 +208,7 @@ class TestAgainstTheRealLibrary:
         numbers = {
             "MATMUL_DESC_TRANSA": lt.TRANSA, "MATMUL_DESC_TRANSB": lt.TRANSB, "MATMUL_DESC_EPILOGUE": lt.EPILOGUE,
             "MATMUL_DESC_BIAS_POINTER": lt.BIAS_POINTER, "MATMUL_DESC_EPILOGUE_AUX_POINTER": lt.AUX_POINTER,
-            "MATMUL_DESC_EPILOGUE_AUX_LD": lt.AUX_LD, "MATMUL_DESC_BIAS_DATA_TYPE": lt.BIAS_TYPE,
+            "MATMUL_DESC_EPILOGUE_AUX_LD": lt.AUX_LD,
             "MATMUL_PREF_MAX_WORKSPACE_BYTES": lt.MAX_WORKSPACE,
             **{f"MATMUL_PREF_MIN_ALIGNMENT_{m}_BYTES": n for m, n in zip("ABCD", lt.ALIGNMENTS, strict=True)},
             "EPILOGUE_DEFAULT": lt.PLAIN, "EPILOGUE_BIAS": lt.BIAS, "EPILOGUE_BGRADA": lt.BGRADA,
@@ -204,11 +228,11 @@ class TestAgainstTheRealLibrary:
         product = CublasLt.__new__(CublasLt)  # whose creation would need one
         product.library = library
         operand = ("float32", 4, 8, 4, 16)
-        problem = Problem(operand, operand, operand, (True, False), lt.RELU_AUX_BIAS, False, True, lt.FLOAT32)
+        problem = Problem(operand, operand, operand, (True, False), lt.RELU_AUX_BIAS, False, True)
         description = product._describe(problem, 130)
         product._point(description, 4096, 8192)
         expected = {lt.TRANSA: 1, lt.TRANSB: 0, lt.EPILOGUE: 134, lt.BIAS_POINTER: 4096, lt.AUX_POINTER: 8192,
-                    lt.AUX_LD: 256, lt.BIAS_TYPE: 0}  # fmt: skip
+                    lt.AUX_LD: 256}  # fmt: skip
         for attribute, value in expected.items():
             got, written = ctypes.c_uint64(), ctypes.c_size_t()
             size = ctypes.c_size_t(SIZES[attribute])

@@ -88,7 +88,7 @@ class TestReplayedSteps:
         for ours, theirs in zip(totals, expected, strict=True):
             assert (ours.count, ours.finite, ours.stop) == (theirs.count, theirs.finite, theirs.stop)
             assert ours.loss == pytest.approx(theirs.loss, rel=tolerance)
-        apart = [np.abs(w - v).max() for w, v in zip(run.weights(), other.weights(), strict=True)]
+        apart = [np.abs(w - v).max() for w, v in zip(run.whole(), other.whole(), strict=True)]
         assert max(apart) < tolerance * 2
         assert run.model.store.loss_scale.state() == other.model.store.loss_scale.state()
         if where == "emulated":
@@ -110,7 +110,7 @@ class TestReplayedSteps:
         run, steps, totals = taken_by(device, path, settings, rule)
         assert {shape.at_once for shape in steps._shapes.values()} == {True}
         assert [t.loss for t in totals] == pytest.approx([t.loss for t in expected], rel=1e-4)
-        np.testing.assert_allclose(run.weights(), other.weights(), rtol=1e-3, atol=2e-4)
+        np.testing.assert_allclose(run.whole(), other.whole(), rtol=1e-3, atol=2e-4)
         if where == "emulated":
             front = device.xp.recorded[-1][:5]
             launched = ["deal", "gather_u8_f32", "small_first", "small_rows", "small_weights"]
@@ -170,7 +170,7 @@ class TestReplayedSteps:
         with caplog.at_level("INFO", logger="mpi_parallel"):
             run, _, totals = taken_by(device, path, settings, rule)
         assert [ours.loss for ours in totals] == pytest.approx([theirs.loss for theirs in expected], rel=1e-4)
-        np.testing.assert_allclose(run.weights(), other.weights(), atol=2e-4)
+        np.testing.assert_allclose(run.whole(), other.whole(), atol=2e-4)
         assert device.xp.recorded == []
         assert [line for line in caplog.messages if "no CUDA graphs" in line] == [NOT_CAPTURED]
 

@@ -101,8 +101,8 @@ def augmented(kernels, rows, how, dtype, kind, scalar):
 def test_bias_relu_and_its_gradient(kernels, rows, width, kind, relu):
     y, b, dy = to_bits(normal(rows, width), kind), normal(width), to_bits(normal(rows, width, seed=2), kind)
     expected, ours = to_numbers(y, kind), on(y)
-    PLAIN_KERNELS.bias(expected, b, relu)
-    kernels.bias(ours, on(b), relu)
+    PLAIN_KERNELS.bias(expected, to_numbers(to_bits(b, kind), kind), relu)
+    kernels.bias(ours, on(to_bits(b, kind)), relu)
     np.testing.assert_array_equal(values(ours), to_bits(expected, kind))
     gradient, ours_too = to_numbers(dy, kind), on(dy)
     PLAIN_KERNELS.relu_gradient(gradient, to_numbers(values(ours), kind))

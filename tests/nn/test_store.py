@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_parallel.device import Host
+from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, SAVE, STOP, TAIL, ParameterStore
 
 SHAPES = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
@@ -76,3 +77,21 @@ def test_a_gradient_that_is_not_finite_is_flagged(bad):
     with np.errstate(invalid="ignore"):
         store.flag_bad()
     assert np.isnan(store.tail[BAD])
+
+
+def test_parameters_begin_where_a_device_loads_fast():
+    """What lies between them is zero, and stays so."""
+    device = Host()
+    device.apart = 64
+    store = ParameterStore(device, [("W1", (3, 5)), ("b1", (5,)), ("W0", (4, 4)), ("b0", (4,))])
+    assert [parameter.span.start for parameter in store.parameters.values()] == [0, 16, 32, 48]
+    assert store.size == 64
+    rule = RULES["adamw"](store, weight_decay=0.1)
+    for parameter in store.parameters.values():
+        parameter.value[...] = parameter.gradient[...] = 1
+    rule.step(slice(0, store.size), 0.1)
+    used = np.zeros(store.size, bool)
+    for parameter in store.parameters.values():
+        used[parameter.span] = True
+    assert (store.weights[used] < 1).all()
+    assert not store.weights[~used].any()

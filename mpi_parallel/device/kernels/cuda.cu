@@ -86,12 +86,12 @@ FN bool last_block(unsigned *ticket)
 
 /* --- bias, relu and its gradient --- */
 
-template <class T> FN void bias_rows(T *y, const float *b, i64 rows, i64 width, int relu)
+template <class T> FN void bias_rows(T *y, const T *b, i64 rows, i64 width, int relu)
 {
     EACH_ROW(row, rows)
         for (i64 o = threadIdx.x; o < width; o += blockDim.x) {
             T &at = y[row * width + o];
-            float z = get(at) + b[o];
+            float z = get(at) + get(b[o]);
             put(at, relu ? mp_relu(z) : z);
         }
 }
@@ -133,7 +133,7 @@ FN void drop_rows(const T *x, const unsigned *keys, T *y, i64 rows, i64 width, u
 }
 
 #define ROWWISE(NAME, T)                                                                                               \
-    KERNEL bias_##NAME(T *y, const float *b, i64 rows, i64 width, int relu) { bias_rows(y, b, rows, width, relu); }    \
+    KERNEL bias_##NAME(T *y, const T *b, i64 rows, i64 width, int relu) { bias_rows(y, b, rows, width, relu); }    \
     KERNEL relu_gradient_##NAME(T *dy, const T *y, i64 n)                                                              \
     {                                                                                                                  \
         EACH(i, n) put(dy[i], mp_relu_gradient(get(dy[i]), get(y[i])));                                                \

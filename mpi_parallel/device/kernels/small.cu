@@ -19,9 +19,12 @@
 #define BATCH 8    /* numbers that a thread has under way */
 #define ABREAST 256 /* threads that take them, and the widest layer behind the images */
 
-/* Layer l has of[l] inputs and of[l + 1] outputs; `store` says where the store has its W, behind which is b. A row keeps
- * the outputs of the hidden layers and then the gradients dz of all, `kept` numbers: `output`, `gradient` say where. */
-struct Layers { int depth, hidden, kept, of[DEEPEST + 1], store[DEEPEST], output[DEEPEST], gradient[DEEPEST]; };
+/* Layer l has of[l] inputs and of[l + 1] outputs; `weights` and `biases` say where its W and b are, and their gradients. A
+ * row keeps the outputs of the hidden layers and then the gradients dz of all, `kept` numbers: `output` and `gradient` say
+ * where. */
+struct Layers {
+    int depth, hidden, kept, of[DEEPEST + 1], weights[DEEPEST], biases[DEEPEST], output[DEEPEST], gradient[DEEPEST];
+};
 
 /* --- tiles --- */
 
@@ -84,7 +87,7 @@ KERNEL __launch_bounds__(CREW *CREWS) small_first(const float *x, const float *w
     __shared__ Tile tile;
     int inputs = n.of[0], outputs = n.of[1], across = tiles_of(outputs), down = tiles_of(rows);
     int slices = (inputs + DEEP - 1) / DEEP;
-    const float *W = weights + n.store[0];
+    const float *W = weights + n.weights[0];
     for (int number = blockIdx.x; number < across * down * slices; number += gridDim.x) {
         int column = number % across * SIDE, slice = number / across % slices;
         int row = number / across / slices * SIDE;
@@ -114,7 +117,7 @@ KERNEL __launch_bounds__(CREW *CREWS)
         int inputs = n.of[layer], outputs = n.of[layer + 1], across = tiles_of(outputs), count = across * tiles_of(inputs);
         int stride = layer ? wide : inputs;
         const float *left = layer ? kept + n.output[layer - 1] : x, *right = kept + n.gradient[layer];
-        float *dW = gradients + n.store[layer], *db = dW + inputs * outputs;
+        float *dW = gradients + n.weights[layer], *db = gradients + n.biases[layer];
         for (; number < before + count; number += gridDim.x) {
             int column = (number - before) % across * SIDE, row = (number - before) / across * SIDE;
             float mine[4][2] = {}, sum[1] = {};
@@ -172,21 +175,23 @@ FN void sum_of_rows(const float *factors, int stride, int terms, int outs, float
     __syncthreads();
 }
 
-/* (ins + 1, outs) numbers to shared memory, each row `odd` behind the last: W, and b as one more row of it. Returns what
- * comes behind. All that a thread reads in a turn is under way before it writes. */
-FN float *take_weights(float *to, const float *from, int count, int outs, int odd)
+/* (ins, outs) weights to shared memory, each row `odd` behind the last, and their biases as one more row. Returns what comes
+ * behind. All that a thread reads in a turn is under way before it writes. */
+FN float *take_weights(float *to, const float *W, const float *b, int ins, int outs)
 {
-    int k = threadIdx.x / outs, o = threadIdx.x % outs, steps = ABREAST / outs, rest = ABREAST % outs;
-    for (int first = threadIdx.x; first < count; first += ABREAST * BATCH) {
+    int k = threadIdx.x / outs, o = threadIdx.x % outs, steps = ABREAST / outs, rest = ABREAST % outs, odd = outs | 1;
+    for (int first = threadIdx.x; first < ins * outs; first += ABREAST * BATCH) {
         float read[BATCH];
-        for (int b = 0; b < BATCH; ++b) read[b] = first + b * ABREAST < count ? from[first + b * ABREAST] : 0.0f;
-        for (int b = 0; b < BATCH; ++b) {
-            if (first + b * ABREAST < count) to[k * odd + o] = read[b];
+        for (int n = 0; n < BATCH; ++n) read[n] = first + n * ABREAST < ins * outs ? W[first + n * ABREAST] : 0.0f;
+        for (int n = 0; n < BATCH; ++n) {
+            if (first + n * ABREAST < ins * outs) to[k * odd + o] = read[n];
             k += steps, o += rest;
             if (o >= outs) o -= outs, ++k;
         }
     }
-    return to + count / outs * odd;
+    to += ins * odd;
+    for (int u = threadIdx.x; u < outs; u += ABREAST) to[u] = b[u];
+    return to + odd;
 }
 
 /* From the sums of the first layer to the gradients dz of all, the loss and the number correct. The tail (nn/store.py)
@@ -200,10 +205,10 @@ KERNEL __launch_bounds__(ABREAST)
     ROOM(room);
     __shared__ double shared[ABREAST];
     int classes = n.of[n.depth], slices = (n.of[0] + DEEP - 1) / DEEP;
-    const float *b_first = weights + n.store[0] + n.of[0] * n.of[1];
+    const float *b_first = weights + n.biases[0];
     float *end = room;
     for (int l = 1; l < n.depth; ++l)
-        end = take_weights(end, weights + n.store[l], (n.of[l] + 1) * n.of[l + 1], n.of[l + 1], n.of[l + 1] | 1);
+        end = take_weights(end, weights + n.weights[l], weights + n.biases[l], n.of[l], n.of[l + 1]);
     float *x = end, *dz = x + TOGETHER * n.hidden, *next = dz + TOGETHER * ABREAST, *part = next + TOGETHER * ABREAST;
 
     for (int first = blockIdx.x * TOGETHER; first < rows; first += gridDim.x * TOGETHER) {
