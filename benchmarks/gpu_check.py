@@ -33,6 +33,7 @@ SHAPES = [
     (DEFAULT, 256, "float32"), (DEFAULT, 4096, "float32"), (WIDE, 8192, "bfloat16"), (WIDE, 8192, "tf32"),
     (WIDE, 1024, "bfloat16"), (WIDE, 1024, "tf32"),
 ]  # fmt: skip
+SHARING = ("augmented_", "column_sums_", "cross_entropy_", "squares", "small_")  # our kernels with shared memory
 SMALL = {"features": 20, "hidden": [9, 7], "classes": 3}
 Shape = tuple[dict[str, Any], int, str]
 
@@ -116,7 +117,10 @@ def sanitized(check: str, parity: list[str], needs: str | None) -> Part:
     """compute-sanitizer on some captured training steps; each kernel runs many times slower."""
     tool = sanitizer()
     missing = None if tool else "there is no compute-sanitizer on PATH or in /usr/local/cuda*/bin"
-    command = [str(tool), "--tool", check, "--error-exitcode", "9", *parity, "3", "--precisions", "float16"]
+    # What it does not know of a newer CUDA it takes for errors of calls; in NVIDIA's products it sees races of theirs.
+    only = [word for name in SHARING if check == "racecheck" for word in ("--kernel-name", f"kns={name}")]
+    how = ["--tool", check, "--report-api-errors", "no", *only, "--error-exitcode", "9"]
+    command = [str(tool), *how, *parity, "3", "--ways", "float16", "at-once"]
     return Part(f"compute-sanitizer {check}", command, 60, summary, needs or missing)
 
 

