@@ -26,6 +26,7 @@ from mpi_parallel.options import InputError
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
 WARM, TIMED = 2, 5  # launches of a product that is measured
 REPLAYED = 50  # of a graph
+SLAB = 64 << 20  # bytes that are copied at a time
 
 
 class Cuda:
@@ -54,7 +55,14 @@ class Cuda:
         self.kernels = CudaProducts(self.xp, self._open_lt(precision, measure))
 
     def to_device(self, array: NDArray[Any]) -> Array:
-        copy: Array = self.xp.asarray(array)
+        copy: Array
+        if array.nbytes <= SLAB:
+            copy = self.xp.asarray(array)
+            return copy
+        # CuPy copies by way of page-locked memory as large as the next power of two, which it keeps.
+        copy, step = self.xp.empty(array.shape, array.dtype), max(1, SLAB * len(array) // array.nbytes)
+        for start in range(0, len(array), step):
+            copy[start : start + step] = self.xp.asarray(array[start : start + step])
         return copy
 
     def to_host(self, array: Array) -> NDArray[Any]:

@@ -68,7 +68,9 @@ def _count(cupy: ModuleType) -> int:
     try:
         count: int = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise NoGPU(f"CuPy finds no GPU ({error}){_remedy(error)}") from None
+        driver = cupy.cuda.runtime.driverGetVersion()
+        why = _remedy(error) if driver else ": this machine has no NVIDIA driver"
+        raise NoGPU(f"CuPy finds no GPU ({error}){why}") from None
     if count == 0:
         raise NoGPU(f"CuPy finds no GPU ({HIDDEN} hides all of them?)")
     return count

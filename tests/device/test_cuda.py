@@ -236,6 +236,25 @@ class TestGraphs:
 
 
 class TestMemory:
+    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+    def test_large_arrays_cross_over_in_parts(self, monkeypatch, where):
+        device = Cuda(0) if where == "gpu" else opened(monkeypatch, installed(monkeypatch))
+        monkeypatch.setattr(cuda, "SLAB", 100)
+        for shape in [(7, 5), (1, 60), (200,), (0, 4), (3, 2, 30)]:
+            array = np.random.default_rng(1).integers(0, 99, shape).astype(np.float32)
+            copy = device.to_device(array)
+            np.testing.assert_array_equal(device.to_host(copy), array)
+            copy.fill(0)
+            assert not shape[0] or array.any()
+
+    def test_they_pass_through_no_more_page_locked_memory_than_a_part(self, monkeypatch):
+        device = opened(monkeypatch, installed(monkeypatch))
+        monkeypatch.setattr(cuda, "SLAB", 100)
+        device.xp.events.clear()
+        device.to_device(np.zeros((50, 5), np.float32))
+        sizes = [event[1] for event in device.xp.events if event[0] == "allocate"]
+        assert sizes == [1000, *[100] * 10]
+
     def test_pinned_memory_comes_with_zeros_and_crosses_both_ways(self, gpu):
         for shape in ((), (0,), (3, 5)):
             here = gpu.pinned(shape, np.int64)

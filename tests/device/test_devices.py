@@ -158,14 +158,16 @@ class TestGPU:
         assert all(gpu.empty_bytes(count).data.ptr % 64 == 0 for count in (1, 100, 5000))
 
 
-def no_driver() -> int:
+def insufficient() -> int:
+    """What CUDA says of an old driver, and of none."""
     raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
 
 
-def counting(count) -> ModuleType:
+def counting(count, driver: int = 13000) -> ModuleType:
     """A cupy that sees as many GPUs as `count` says."""
     cupy = emulated()
     cupy.cuda.runtime.getDeviceCount = count
+    cupy.cuda.runtime.driverGetVersion = lambda: driver
     return cupy
 
 
@@ -186,12 +188,13 @@ class TestOpenDevice:
         ("cupy", "why"),
         [
             (None, r"install mpi_parallel\[cuda12\] or mpi_parallel\[cuda13\]"),
-            (counting(no_driver), "driver is too old for this CuPy"),
+            (counting(insufficient, 0), "this machine has no NVIDIA driver"),
+            (counting(insufficient, 11040), "driver is too old for this CuPy"),
             (counting(lambda: 0), "CUDA_VISIBLE_DEVICES"),
             (old_driver(), r"runs CUDA up to 12.8, .* for 13.0: install mpi_parallel\[cuda12\], or have the driver"),
             (old_driver(11080), r"runs CUDA up to 11.8, .* for 13.0: have the driver updated"),
         ],
-        ids=["no CuPy", "no driver", "no GPU", "old driver", "older driver"],
+        ids=["no CuPy", "no driver", "hopeless driver", "no GPU", "old driver", "older driver"],
     )
 
     @NOTHING
