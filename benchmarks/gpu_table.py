@@ -115,7 +115,8 @@ def results(name: str, part: dict[str, Any]) -> Iterator[tuple[str, str, dict[st
             yield f"{name}: {label}", (fine.splitlines() or ["error"])[0][:100] + apart, each
     if not (isinstance(figures, list) and figures and part["status"] == "done"):
         said = f" ({figures})" if isinstance(figures, str) and figures else ""
-        yield name, status + said, figures if isinstance(figures, dict) else {}
+        figures = figures if isinstance(figures, dict) else {}
+        yield name, status + said + ", all layers at once" * bool(figures.get("at_once")), figures
 
 
 def numbers(figures: dict[str, Any]) -> list[str]:

@@ -109,6 +109,7 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
         "merge_seconds": choice.seconds,
         "graphs": steps.steps.replays if isinstance(steps, Numbered) else engine.replays is not None,
         "buckets": _travels(choice.merger),
+        "at_once": isinstance(steps, Numbered) and steps.steps.at_once,
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
         "seconds_by_phase": phases,
@@ -200,7 +201,8 @@ def measure_matmul(device: Device, comm: Communicator, precision: str = "float32
 def _show(figures: dict[str, Any]) -> None:
     phases = "  ".join(f"{name} {1e6 * seconds:.0f}" for name, seconds in figures["seconds_by_phase"].items())
     print(f"{figures['ranks']} ranks, {library()}, {figures['device']}, merged by {figures['merge']}")
-    print(f"how        {figures['precision']}, steps {'captured' if figures['graphs'] else 'told by the host'}")
+    how = "captured" if figures["graphs"] else "told by the host"
+    print(f"how        {figures['precision']}, steps {how}{', all layers at once' if figures['at_once'] else ''}")
     print(f"step       {1e6 * figures['step_seconds']:10.1f} us   {figures['samples_per_second']:,.0f} samples/s")
     print(f"of these   {phases} us, {figures['accounting_share']:.2%} of them for these accounts")
     for bucket in figures["buckets"]:

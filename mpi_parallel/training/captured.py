@@ -41,6 +41,7 @@ from mpi_parallel.nn.store import SAVE, STOP, TAIL
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Totals
 from mpi_parallel.training.ahead import Steps
+from mpi_parallel.training.at_once import is_faster_at_once
 from mpi_parallel.training.log import logger
 
 NOT_CAPTURED = "no CUDA graphs: not all products are by cublasLt, and those of CuPy cannot be captured"
@@ -162,30 +163,22 @@ class CapturedSteps(Steps):
         """Whether steps have been captured."""
         return any(shape.captured is not None for shape in self._shapes.values())
 
+    @property
+    def at_once(self) -> bool:
+        """Whether rows of some shape of batch go through all layers at once."""
+        return any(shape.at_once for shape in self._shapes.values())
+
     def _works(self, shape: Shape) -> list[Work]:
         """What is to be done for a batch of this shape, by replay once its memory is where it will always be."""
         if self.graphs and not self.device.can_capture:  # a product of a step before went another way than it should
             logger.info(NOT_CAPTURED)
             self.graphs = False
         if self.graphs and shape.captured is None and shape.memory is not None:
-            shape.at_once = self._is_faster_at_once(shape.batch)
+            shape.at_once = is_faster_at_once(self.engine, self.merger, shape.batch)
             self.engine.workspace.reset()  # an evaluation may have asked for more memory since
             shape.memory = self.engine.workspace.settled
             shape.captured = [self.device.capture(work) for work in shape.eager]
         return shape.captured or shape.eager
-
-    def _is_faster_at_once(self, batch: Batch) -> bool:
-        """Whether kernels that take rows through all layers are faster than those of layers, by the rows dealt last."""
-        if not (self.device.measures and self.engine.fits_at_once(batch)):
-            return False
-        layers = partial(self.engine.compute, batch, self.merger.ready, self.merger.collect)
-        at_once = partial(self.engine.compute_at_once, batch)
-        at_once()  # finds its memory, of which it wants more
-        self.engine.workspace.reset()
-        by_layer, whole = self.device.time([self.device.capture(work) for work in (layers, at_once)])
-        told = f"{1e6 * by_layer:.1f} us layer by layer, {1e6 * whole:.1f} us at once"
-        logger.info(f"{len(batch.index)} rows take {told}")
-        return whole < by_layer
 
     def _meet(self, edges: tuple[int, ...], grouped: bool) -> Shape:
         xp, rows = self.device.xp, edges[-1]
