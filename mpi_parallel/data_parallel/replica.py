@@ -68,9 +68,12 @@ class Replica:
     def compute_at_once(self, batch: Batch) -> None:
         """What `compute` does, in kernels that take rows through all layers; nobody hears of single parameters."""
         assert isinstance(self.model, MLP)
+        self.clock.enter("data", "gather")
         self.workspace.reset()
         x, t = self.rows.gather(self.workspace, batch.index, batch.keys)
+        self.clock.enter("compute", "forward")
         self.model.at_once(x, batch.keys, t)
+        self.clock.enter("other")
 
     def score(self, rows: Rows, see: See | None = None) -> tuple[float, int, int]:
         """Summed loss, number correct and number of these rows, as nn.mlp.score_of."""

@@ -101,7 +101,7 @@ class Device(Protocol):
         """
 
     def time(self, replays: Sequence[Callable[[], None]]) -> list[float]:
-        """Seconds that each of these takes, captured work that may be done again and again."""
+        """Seconds that each of these takes, work of the device that may be done again and again."""
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array of zeros in the host's memory that the device copies to and from without a detour.

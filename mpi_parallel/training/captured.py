@@ -14,8 +14,8 @@ before the host has heard of the last (training/ahead.py). What came of a step t
 host's memory that is not used again before it was read.
 
 A step is captured when one of its shape has found all its memory in the workspace; until then, and with --no-graphs
-always, the same calls are made one by one. A small network goes through its layers in kernels of their own where that
-was measured to be faster.
+always, the same calls are made one by one. With its memory found, too, it is measured whether a small network is faster
+in kernels that go through all layers at once.
 """
 
 from __future__ import annotations
@@ -58,7 +58,12 @@ class Shape:
     eager: list[Work] = field(default_factory=list)
     captured: list[Work] | None = None
     memory: Array | None = None  # what the graphs compute in, which they must outlive
-    at_once: bool = False  # whether rows go through all layers in kernels that do just that
+    at_once: bool | None = None  # whether rows go through all layers in kernels that do just that; None: not tried
+
+
+def _as_it_is(work: Work) -> Work:
+    """Call by call."""
+    return work
 
 
 class Begun(NamedTuple):
@@ -173,8 +178,10 @@ class CapturedSteps(Steps):
         if self.graphs and not self.device.can_capture:  # a product of a step before went another way than it should
             logger.info(NOT_CAPTURED)
             self.graphs = False
+        if shape.at_once is None and shape.memory is not None:
+            prepare = self.device.capture if self.graphs else _as_it_is
+            shape.at_once = is_faster_at_once(self.engine, self.merger, shape.batch, prepare)
         if self.graphs and shape.captured is None and shape.memory is not None:
-            shape.at_once = is_faster_at_once(self.engine, self.merger, shape.batch)
             self.engine.workspace.reset()  # an evaluation may have asked for more memory since
             shape.memory = self.engine.workspace.settled
             shape.captured = [self.device.capture(work) for work in shape.eager]

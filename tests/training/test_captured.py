@@ -112,21 +112,22 @@ def test_the_order_of_a_step_and_nothing_allocated_in_it(path, monkeypatch):
     assert device.log[-3:] == [f"replay {len(captured)}", "mark 3", "wait 3"]
 
 
-@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize(("graphs", "late"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("clip", [0.0, 0.3])
-def test_a_small_network_goes_through_its_layers_at_once_where_that_is_faster(path, monkeypatch, clip, late):
+def test_a_small_network_goes_through_its_layers_at_once_where_that_is_faster(path, monkeypatch, clip, graphs, late):
     """The same steps by few launches, and what was tried before they were captured leaves no trace."""
     settings, rule = {**BASE, "dropout": 0.3}, OptimizerOptions(lr=0.01, clip_norm=clip)
     other, expected = told_by_the_host(path, settings, rule)
     device = Recording(monkeypatch, late=late)
     device.kernels.small = True
-    run, steps, totals = taken_by(device, path, settings, rule)
+    run, steps, totals = taken_by(device, path, settings, rule, graphs)
     assert [(t.count, t.correct, t.finite) for t in totals] == [(t.count, t.correct, t.finite) for t in expected]
     assert [t.loss for t in totals] == pytest.approx([t.loss for t in expected], rel=1e-5)
     np.testing.assert_allclose(run.weights(), other.weights(), rtol=1e-4, atol=1e-6)
     assert {shape.at_once for shape in steps._shapes.values()} == {True}
+    assert device.log.count("launch small_pass") == (2 if graphs else 2 * 2 + 11)  # trials, and steps that found memory
     replays = {entry for entry in device.log if entry.startswith("replay")}
-    assert f"replay {6 if clip else 5}" in replays  # deal, gather, pass, norm, advance, sgd
+    assert (f"replay {6 if clip else 5}" in replays) == graphs  # deal, gather, pass, norm, advance, sgd
 
 
 @pytest.mark.parametrize("why", ["micro-batches", "groups", "precision", "the layers are faster", "nobody measures"])
