@@ -63,15 +63,14 @@ def main(world: Communicator, arguments: list[str]) -> int:
 
 
 def _layout(options: RepackOptions, world: Communicator) -> Layout:
-    """The datasets to be written, images in their new dtype."""
+    """The datasets to be written, images in their new dtype: one for all splits, or each split's own."""
     layout = repacking.datasets(options.file, options.allow_external)
-    images = [name for name in layout if name.endswith("images")]
-    dtype = layout[images[0]][1]
-    if options.dtype == "auto":
-        dtype = repacking.smallest_dtype(options.file, layout, world)
-    elif options.dtype != "keep":
-        dtype = np.dtype(options.dtype)
-    return layout | {name: (layout[name][0], dtype) for name in images}
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "uint8" if repacking.are_bytes(options.file, layout, world) else "keep"
+    if dtype == "keep":
+        return layout
+    return layout | {name: (layout[name][0], np.dtype(dtype)) for name in repacking.images_of(layout)}
 
 
 if __name__ == "__main__":

@@ -193,9 +193,14 @@ def _fitting(images: NDArray[Any], dtype: np.dtype[Any] | None) -> tuple[NDArray
 
 
 def holds(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_]:
-    """Which of the values an unsigned integer type keeps as they are."""
+    """Which of the values a type holds: an integer one as they are, a float one rounded but not as infinite."""
+    kept: NDArray[np.bool_]
     with np.errstate(invalid="ignore"):
-        kept: NDArray[np.bool_] = (values >= 0) & (values <= np.iinfo(dtype).max) & (values == np.floor(values))
+        if dtype.kind == "f":
+            kept = ~(np.abs(values) > float(np.finfo(dtype).max))
+        else:
+            limits = np.iinfo(dtype)
+            kept = (values >= limits.min) & (values <= limits.max) & (values == np.floor(values))
     return kept
 
 

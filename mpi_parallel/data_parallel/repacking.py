@@ -50,25 +50,29 @@ def datasets(path: str, trusting: bool) -> dict[str, tuple[tuple[int, ...], np.d
     with open_file(path) as file:
         trust.check(file, names, trusting)
         found = {name: file[name] for name in names if isinstance(file.get(name), h5py.Dataset)}
-        if not any(name.endswith("images") for name in found):
+        if not images_of(found):
             raise InputError(
                 f"{path} has neither train/images nor images: python -m mpi_parallel.convert reads other layouts"
             )
         for name, item in found.items():
-            if item.dtype.kind not in "uif" or not item.ndim:
+            if item.dtype.kind not in "uif" or not item.ndim or 0 in item.shape[1:]:
                 raise InputError(f"{path}: {name} is {item.dtype} {item.shape}, not numbers")
         return {name: (item.shape, item.dtype.newbyteorder("=")) for name, item in found.items()}
 
 
-def smallest_dtype(path: str, layout: Layout, comm: Communicator) -> np.dtype[Any]:
-    """uint8 where all images are whole numbers of 0 to 255, else the images' own dtype. Collective."""
-    own = next(dtype for name, (_, dtype) in layout.items() if name.endswith("images"))
+def images_of(layout: Layout) -> list[str]:
+    """The names of the datasets that hold images."""
+    return [name for name in layout if name.endswith("images")]
+
+
+def are_bytes(path: str, layout: Layout, comm: Communicator) -> bool:
+    """Whether the images of all splits are whole numbers of 0 to 255. Collective."""
+    wide = {name: layout[name] for name in images_of(layout) if layout[name][1] != np.uint8}
     fits = True
     with open_file(path) as file:
-        for name, rows in _units(layout, comm) if own != np.uint8 else ():
-            if fits and name.endswith("images"):
-                fits = bool(holds(file[name][rows.start : rows.stop], np.dtype(np.uint8)).all())
-    return np.dtype(np.uint8) if not comm.maximum(int(not fits)) else own
+        for name, rows in _units(wide, comm):
+            fits = fits and bool(holds(file[name][rows.start : rows.stop], np.dtype(np.uint8)).all())
+    return not comm.maximum(int(not fits))
 
 
 def copy(path: str, target: Path, layout: Layout, packing: Packing, comm: Communicator) -> str:
@@ -108,7 +112,7 @@ def _converted(
     """This rank's rows in their new dtype, their digests noted."""
     for name, rows in _units(layout, comm, chunk):
         read, dtype = file[name][rows.start : rows.stop], layout[name][1]
-        if dtype.kind == "u" and not np.can_cast(read.dtype, dtype) and not holds(read, dtype).all():
+        if not np.can_cast(read.dtype, dtype) and not holds(read, dtype).all():
             row = rows.start + int(np.flatnonzero(~holds(read.reshape(len(read), -1), dtype).all(axis=1))[0])
             raise InputError(f"{file.filename}: {name} row {row} has a number that {dtype} does not hold: --dtype keep")
         values = np.ascontiguousarray(read.astype(dtype, copy=False))
@@ -135,7 +139,7 @@ def _copy_packed(
 
 
 def _rows_of_a_chunk(layout: Layout) -> int:
-    shape, dtype = next(kind for name, kind in layout.items() if name.endswith("images"))
+    shape, dtype = layout[images_of(layout)[0]]
     return max(1, min(CHUNK // (prod(shape[1:]) * dtype.itemsize), shape[0] // CHUNKS))
 
 

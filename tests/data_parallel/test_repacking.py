@@ -70,6 +70,25 @@ def test_whole_numbers_become_bytes_and_fractions_do_not(shared_path):
     assert content(shared_path / "new.h5")["test/images"][49, 2, 3] == np.float32(0.5)
 
 
+@RANKS
+@pytest.mark.parametrize("options", [[], ["--dtype", "keep"], ["--filter", "gzip"]])
+@pytest.mark.parametrize("kinds", [("i2", "i4"), ("u1", "u4"), ("f4", "f8")])
+def test_splits_of_different_types_keep_their_numbers(shared_path, kinds, options):
+    """One type for all would wrap the large numbers of the second split, or round them."""
+    old, new = shared_path / "old.h5", shared_path / "new.h5"
+
+    def mix() -> None:
+        make(old, kinds[0])
+        with h5py.File(old, "r+") as file:
+            images = file["test/images"][...]
+            del file["test/images"]
+            file["test/images"] = (images / 7 * 100_000).astype(kinds[1])
+
+    on_rank_0(mix)
+    run(repack, old, "--to", new, *options)
+    assert same(content(old), content(new))
+
+
 def test_what_does_not_read_as_written_is_not_kept(tmp_path, monkeypatch):
     make(tmp_path / "old.h5")
 
@@ -82,12 +101,13 @@ def test_what_does_not_read_as_written_is_not_kept(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["old.h5"]
 
 
-def test_repack_refuses_a_type_that_loses_something(tmp_path):
+@pytest.mark.parametrize(("number", "dtype"), [(0.5, "uint8"), (-1, "uint16"), (70_000, "float16")])
+def test_repack_refuses_a_type_that_loses_something(tmp_path, number, dtype):
     make(tmp_path / "old.h5", "f4")
     with h5py.File(tmp_path / "old.h5", "r+") as file:
-        file["test/images"][17, 0, 0] = 0.5
-    with pytest.raises(InputError, match="test/images row 17 has a number that uint8 does not hold"):
-        run(repack, tmp_path / "old.h5", "--to", tmp_path / "new.h5", "--dtype", "uint8")
+        file["test/images"][17, 0, 0] = number
+    with pytest.raises(InputError, match=f"test/images row 17 has a number that {dtype} does not hold"):
+        run(repack, tmp_path / "old.h5", "--to", tmp_path / "new.h5", "--dtype", dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["old.h5"]
 
 
@@ -95,6 +115,10 @@ def test_repack_refuses_what_is_not_ours(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["pics"] = np.zeros((3, 2))
     with pytest.raises(InputError, match=r"neither train/images nor images: .*convert"):
+        run(repack, tmp_path / "a.h5", "--to", tmp_path / "b.h5")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = np.zeros((3, 0, 2)), np.zeros(3, np.uint8)
+    with pytest.raises(InputError, match=r"images is float64 \(3, 0, 2\), not numbers"):
         run(repack, tmp_path / "a.h5", "--to", tmp_path / "b.h5")
 
 
