@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.formats.source import Piece, Source, share
 from mpi_parallel.data_parallel.labels import Labels
+from mpi_parallel.data_parallel.rounding import Rounding
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import InputError
 
@@ -103,6 +104,7 @@ class Intake:
         self.store = store
         self.batches: list[Batch] = []
         self._labels, self._totals = labels, dict[tuple[int, int], int]()
+        self._rounding = Rounding(prod(self.shape) if any(source.written for source in sources) else 0)
         self._bad: list[tuple[int, int, int, str]] = []
 
     def read(self, told: Callable[[], None]) -> None:
@@ -122,6 +124,8 @@ class Intake:
         bad += [(int(piece.rows[place]), complaint) for place in np.flatnonzero(good & ~fits)]
         good &= fits
         images = piece.images if good.all() else piece.images[good]
+        if self.sources[source].written:
+            self._rounding.see(images.reshape(len(images), prod(self.shape)))
         kept, offset = self.store.put(images)
         self.batches.append(Batch(source, unit, codes[good], piece.rows[good], images.dtype, kept, offset))
         self._totals[source, unit] = piece.total
@@ -142,9 +146,8 @@ class Intake:
             codes = table[batch.codes] if self.classes and self._labels.named else batch.codes
             self.labels[where.start : where.stop] = codes
         self.comm.sum(self.labels)
-        kinds = self.comm.gather_text(json.dumps(sorted({b.dtype.str for b in self.batches if len(b.codes)})))
         self.bad = self._all_bad()
-        self._kinds = [np.dtype(kind) for text in kinds for kind in json.loads(text)]
+        self._kinds = self._all_kinds()
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -171,6 +174,14 @@ class Intake:
     def line(self, batch: Batch) -> int:
         """The batch's line in `units`."""
         return self._place[batch.source, batch.unit]
+
+    def _all_kinds(self) -> list[np.dtype[Any]]:
+        """The dtypes in which all sources' images can be kept."""
+        mine = {(b.dtype.str, self.sources[b.source].written) for b in self.batches if len(b.codes)}
+        texts, short = self.comm.gather_text(json.dumps(sorted(mine))), self._rounding.harmless(self.comm)
+        every = sorted({(kind, short and written) for text in texts for kind, written in json.loads(text)})
+        kinds = [(np.dtype(kind), shortened) for kind, shortened in every]
+        return [np.dtype(np.float32) if shortened and kind == np.float64 else kind for kind, shortened in kinds]
 
     def _all_bad(self) -> list[Bad]:
         texts = self.comm.gather_text(json.dumps(self._bad))

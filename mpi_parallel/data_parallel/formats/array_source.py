@@ -39,6 +39,7 @@ class ArraySource:
     """Rows of an ArrayFile (the protocol is that of formats.source). A compressed one is unpacked from its start."""
 
     names: tuple[str, ...] = ()
+    written = False
 
     def __init__(self, path: Path, images: ArrayFile, labels: NDArray[Any], split: str | None = None) -> None:
         self.path, self.split, self._images, self._labels = path, split, images, labels

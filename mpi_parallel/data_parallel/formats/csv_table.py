@@ -32,6 +32,7 @@ class CsvSource:
     """A CSV file (the protocol is that of formats.source); raises InputError for what is no table."""
 
     names: tuple[str, ...] = ()
+    written = True
 
     def __init__(self, path: Path, options: SourceOptions, split: str | None = None) -> None:
         self.path, self.split = path, split
@@ -216,10 +217,9 @@ class _Taken:
         self.rows.append(rows)
 
     def piece(self, features: int, shape: tuple[int, ...]) -> Piece:
-        """All of it; images uint8, uint16, float32 or float64, the smallest that holds them."""
+        """All of it; images uint8, uint16 or float64, the smallest that holds them."""
         if not self.tables:
             empty = np.empty((0, features), np.uint8)
             self.tables, self.labels, self.rows = [empty], [np.empty(0)], [np.empty(0, np.int64)]
-        images = numbers.shorten(np.concatenate(self.tables))
-        rows = np.concatenate(self.rows)
+        images, rows = np.concatenate(self.tables), np.concatenate(self.rows)
         return Piece(images.reshape(len(rows), *shape), np.concatenate(self.labels), rows, self.total, sorted(self.bad))

@@ -19,6 +19,8 @@ SPLITS = ("train", "validation", "test")
 class Hdf5Source:
     """A pair of datasets (the protocol is that of formats.source)."""
 
+    written = False
+
     def __init__(self, path: Path, images: str, labels: str, split: str | None, trusting: bool) -> None:
         self.path, self.split, self._names = path, split, (images, labels)
         with _open(path) as file:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 BLOCK = 1 << 16  # bytes taken at once: what is made of them stays in the core's cache
 QUOTED = re.compile(rb'"([-+.\w \t]*)"')  # a number in quotes: without a delimiter, and closed on its line
-SPREAD = 1e-5  # of a feature's deviation: rounding by less moves the deviation of some hundred rows by less than 1e-6
 ZERO, NEWLINE = np.uint8(ord("0")), np.uint8(ord("\n"))
 
 
@@ -92,20 +91,6 @@ def narrow(table: NDArray[Any]) -> NDArray[Any]:
         small = table.astype(np.uint8 if table.max() <= 255 else np.uint16)
         return small if (small == table).all() else table
     return table
-
-
-def shorten(table: NDArray[Any]) -> NDArray[Any]:
-    """A float64 table (n, features) as float32, unless that rounds away what tells its rows apart.
-
-    So it is with features that lie far from zero and close together, such as 1e6 + noise.
-    """
-    if table.dtype != np.float64:
-        return table
-    with np.errstate(over="ignore", invalid="ignore"):
-        small = table.astype(np.float32)
-        lost = np.abs(small - table).max(axis=0, initial=0)
-        kept = (lost <= SPREAD * table.std(axis=0)) | (np.ptp(table, axis=0) == 0) if len(table) else np.True_
-    return small if kept.all() else table
 
 
 def number(text: str) -> float | None:

@@ -26,6 +26,7 @@ class PictureSource:
 
     named = True
     names: tuple[str, ...] = ()
+    written = False
 
     def __init__(self, path: Path, options: SourceOptions, split: str | None = None) -> None:
         self._decoder = Decoder(options.greyscale, _size(options.size))

@@ -68,6 +68,7 @@ class Source(Protocol):
     split: str | None  # the split that all of it belongs to, None for a pile to be split
     shape: tuple[int, ...]  # of one image
     named: bool  # whether labels are names rather than numbers
+    written: bool  # whether images are text, of which float64 is made and float32 may do
     names: tuple[str, ...]  # of the classes, where the source knows them and its labels are numbers
     units: int | None  # None for a stream, which has to be read from its start to know
 
