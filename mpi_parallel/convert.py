@@ -16,7 +16,7 @@ from mpi_parallel.data_parallel import conversion
 from mpi_parallel.data_parallel.formats.detect import open_sources
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, share
 from mpi_parallel.data_parallel.intake import BUDGET, Intake, Store, refuse_mixture
-from mpi_parallel.data_parallel.labels import Labels
+from mpi_parallel.data_parallel.labels import Labels, common_names
 from mpi_parallel.data_parallel.memory import available
 from mpi_parallel.data_parallel.writing import check_target
 from mpi_parallel.mpi.communicator import Communicator
@@ -78,10 +78,11 @@ def main(world: Communicator, arguments: list[str]) -> int:
     refuse_mixture(sources)
     check_target(target, [source.path for source in sources])
     shares = _shares(options.split, sources)
+    names = common_names(sources)
 
     room = min(BUDGET, available() // (4 * world.node().size))
     with closing(Store(target.parent, room)) as store:
-        labels = Labels(sources[0].named, config.source.classes or sources[0].names)
+        labels = Labels(sources[0].named, config.source.classes or names)
         intake = Intake(sources, labels, store, world, dtype)
         with _bar(options.progress, sources, world) as told:
             intake.read(told)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mpi_parallel.config.learning import DataOptions
 from mpi_parallel.data_parallel import trust
+from mpi_parallel.data_parallel.labels import class_names
 from mpi_parallel.data_parallel.split import Split, native, open_file
 from mpi_parallel.data_parallel.splits import stratified
 from mpi_parallel.mpi.communicator import Communicator
@@ -187,8 +188,7 @@ def _same_kind(images: h5py.Dataset, first: h5py.Dataset, path: str) -> None:
 
 def _attributes(file: h5py.File, features: int) -> tuple[tuple[str, ...] | None, Any, Any]:
     """Class names, mean and std, each None where the file says nothing."""
-    names = file.attrs.get("classes")
-    classes = None if names is None else tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(names))
+    classes = class_names(file)
     if "mean" not in file.attrs or "std" not in file.attrs:
         return classes, None, None
     both = [_numbers(file.attrs[name]) for name in ("mean", "std")]

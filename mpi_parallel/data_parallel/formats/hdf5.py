@@ -11,6 +11,7 @@ import numpy as np
 
 from mpi_parallel.data_parallel import trust
 from mpi_parallel.data_parallel.formats.source import UNIT, Piece, Source, SourceOptions, Units
+from mpi_parallel.data_parallel.labels import class_names
 from mpi_parallel.options import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -31,7 +32,7 @@ class Hdf5Source:
             self._check(file[images], file[labels])
             self.shape = file[images].shape[1:]
             self.named = _holds_text(file[labels])
-            self.names = _class_names(file)
+            self.names = class_names(file) or ()
             self._length, self._step = len(file[images]), _rows_of_a_unit(file[images])
         self.units: int | None = -(-self._length // self._step)
 
@@ -105,11 +106,6 @@ def _datasets(file: h5py.File) -> str:
 
 def _holds_text(labels: h5py.Dataset) -> bool:
     return h5py.check_string_dtype(labels.dtype) is not None
-
-
-def _class_names(file: h5py.File) -> tuple[str, ...]:
-    names = file.attrs.get("classes", ())
-    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in np.ravel(names))
 
 
 def _rows_of_a_unit(images: h5py.Dataset) -> int:
