@@ -198,8 +198,11 @@ def _fitting(images: NDArray[Any], dtype: np.dtype[Any] | None) -> tuple[NDArray
     """Which rows (n,) hold numbers that a network takes and `dtype` holds, and what is wrong with the others."""
     if dtype is not None and dtype.kind == "u" and not np.can_cast(images.dtype, dtype):
         return np.asarray(holds(images, dtype).all(axis=1)), f"has a pixel that {dtype} does not hold"
-    if images.dtype.kind == "f":
-        return np.asarray(np.isfinite(images).all(axis=1)), "has a pixel that is not finite"
+    with np.errstate(over="ignore"):
+        kept = images if dtype is None else images.astype(dtype, copy=False)
+    if kept.dtype.kind == "f":
+        within = f" in {dtype}" if dtype else ""
+        return np.asarray(np.isfinite(kept).all(axis=1)), f"has a pixel that is not finite{within}"
     return np.ones(len(images), np.bool_), ""
 
 

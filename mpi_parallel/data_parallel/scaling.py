@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.mpi.communicator import Communicator
+from mpi_parallel.options import InputError
 
 Values = NDArray[np.float64]
+LARGE = np.errstate(over="ignore", invalid="ignore")  # numbers, whose squares overflow: told in the end
 SLAB = 4096  # features that are exchanged at a time: bounds the memory of wide images
 
 
@@ -32,6 +34,7 @@ class Scaler:
         return cls(np.asarray(mean, np.float64).reshape(-1), np.where(deviation == 0, 1.0, deviation).reshape(-1))
 
 
+@LARGE
 def moments(rows: NDArray[Any]) -> tuple[Values, Values]:
     """Mean and sum of squared deviations (features,) of rows (n, features), in float64."""
     values = rows.astype(np.float64)
@@ -57,11 +60,18 @@ def standardise(
     """The per-feature scaler of the training rows, from each rank's shards by their number.
 
     A shard is given as its rows (n, features) or as their moments. `lengths` are the rows of all shards.
-    Merged pairwise as Chan, Golub and LeVeque (1979) do, without loss of precision.
+    Merged pairwise as Chan, Golub and LeVeque (1979) do, without loss of precision. Raises InputError where float64
+    does not hold the moments.
     """
     slabs = [slice(start, min(start + SLAB, features)) for start in range(0, features, SLAB)]
     merged = [_merge(shards, lengths, slab, comm) for slab in slabs]
     mean, squares = (np.concatenate(parts) for parts in zip(*merged, strict=True))
+    if not np.isfinite(squares).all():
+        feature = int(np.flatnonzero(~np.isfinite(squares))[0])
+        raise InputError(
+            f"the training images deviate by more than float64 holds the square of, first in feature {feature}: "
+            "numbers beyond 1e150 cannot be standardised"
+        )
     return Scaler.of(mean, np.sqrt(squares / sum(lengths)))
 
 
@@ -83,6 +93,7 @@ def _merge(
     return mean, squares
 
 
+@LARGE
 def _together(
     n_a: int, mean_a: Values, squares_a: Values, n_b: int, mean_b: Values, squares_b: Values
 ) -> tuple[Values, Values]:

@@ -8,6 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from mpi_parallel.data_parallel.scaling import SLAB, Scaler, moments, standardise
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.partition import block, dealt
+from mpi_parallel.options import InputError
 
 RNG = np.random.default_rng(0)
 ROWS = {
@@ -69,6 +70,14 @@ def test_constant_features_are_shifted_and_not_scaled(dtype, shards):
     scaler = scaler_of(np.tile(row_F, (1000, 1)), shards, Communicator(MPI.COMM_SELF))
     assert scaler.std.tolist() == [1] * 7
     assert scaler.mean.tolist() == row_F.tolist()
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_numbers_whose_squares_overflow_are_told():
+    rows_NF = RNG.normal(0, 1, (60, 3)) * [1, 1e200, 1]
+    with pytest.raises(InputError, match="first in feature 1: numbers beyond 1e150 cannot be standardised"):
+        scaler_of(rows_NF, 7, Communicator(MPI.COMM_WORLD))
+    assert np.isfinite(scaler_of(rows_NF / [1, 1e60, 1], 7, Communicator(MPI.COMM_WORLD)).std).all()
 
 
 def test_one_row_is_its_own_mean():

@@ -210,6 +210,13 @@ def test_a_smaller_type_holds_what_it_can(tmp_path):
     run(tmp_path / "a.npz", "--to", tmp_path / "b.h5", "--split", 1, "--dtype", "uint8")
     np.testing.assert_array_equal(content(tmp_path / "b.h5")["train/images"], np.delete(images, [3, 8, 11], axis=0))
     assert "x row 3: has a pixel that uint8 does not hold" in (tmp_path / "b.h5.left-out.txt").read_text()
+    values[5, 1] = 1e300
+    np.savez(tmp_path / "a.npz", x=values, y=labels)
+    run(tmp_path / "a.npz", "--to", tmp_path / "b.h5", "--split", 1, "--dtype", "float32")
+    kept = np.delete(values, 5, axis=0).astype(np.float32)
+    np.testing.assert_array_equal(content(tmp_path / "b.h5")["train/images"], kept)
+    told = (tmp_path / "b.h5.left-out.txt").read_text()
+    assert told.endswith("x row 5: has a pixel that is not finite in float32\n")
 
 
 def test_pictures_below_class_folders_and_what_only_looks_like_one(tmp_path):
