@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 1 << 16  # bytes taken at once: what is made of them stays in the core's cache
-QUOTED = re.compile(rb'"([-+.\w \t]*)"')  # a number in quotes: without a delimiter, and closed on its line
 ZERO, NEWLINE = np.uint8(ord("0")), np.uint8(ord("\n"))
 
 
@@ -37,11 +37,18 @@ def parse_table(lines: list[bytes], columns: int, delimiter: bytes) -> tuple[lis
 def parse_block(text: bytes, rows: int, columns: int, delimiter: bytes) -> NDArray[Any] | None:
     """The table (rows, columns) of a text of that many lines, or None where one of them is anything else."""
     if b'"' in text:
-        text = QUOTED.sub(rb"\1", text)
+        text = _quoted(delimiter).sub(rb"\1\2", text)
         if b'"' in text:
             return None
     pixels = parse_pixels(text, rows, columns, delimiter)
     return pixels if pixels is not None else _parse_any(text, rows, columns, delimiter)
+
+
+@cache
+def _quoted(delimiter: bytes) -> re.Pattern[bytes]:
+    """A field that is a number in quotes, without a delimiter and closed on its line, and what is before it."""
+    ends, around = re.escape(delimiter) + rb"\n", b"" if delimiter == b" " else b" *"
+    return re.compile(rb'(^|[%b])%b"([-+.\w \t]*)"%b(?=[%b])' % (ends, around, around, ends))
 
 
 def parse_pixels(text: bytes, rows: int, columns: int, delimiter: bytes) -> NDArray[np.uint8] | None:

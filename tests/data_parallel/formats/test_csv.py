@@ -181,13 +181,16 @@ def test_a_name_of_two_columns_is_no_name(tmp_path):
 
 def test_quotes_are_taken_as_csv_does(tmp_path):
     """What is no number in quotes is neither cut in two nor joined with what follows."""
-    lines = ['"1","2"," 3"', '1,"2,3"', '"1,2",3,4', '1,2,"3', '3",1,2', '1,2,"' + "7" * 200_000 + '"']
+    lines = ['"1","2"," 3"', '1,"2,3"', '"1,2",3,4', '1,"2"3,4', '1,2"3",4', '1,"2""3",4', '2, "3" ,"4"']
+    lines += ['1,2,"3', '3",1,2', '1,2,"' + "7" * 200_000 + '"']
     (tmp_path / "a.csv").write_text("\n".join(["label,a,b", *lines]))
     images, labels, bad = read(tmp_path / "a.csv")
-    assert (images.tolist(), labels.tolist()) == ([[2, 3]], [1])
+    assert (images.tolist(), labels.tolist()) == ([[2, 3], [3, 4]], [1, 2])
     assert [why for _, why in bad] == [
         "has 2 fields, not 3",
         "field 1 (label) is '1,2', not a number",
+        "cannot be read: ',' expected after '\"'",
+        *["field 2 (a) is '2\"3\"', not a number", "field 2 (a) is '2\"3', not a number"],
         *["cannot be read: it has a quote that is not closed on its line"] * 2,
         "cannot be read: field larger than field limit (131072)",
     ]
