@@ -13,7 +13,7 @@ from mpi_parallel.data_parallel.formats.array_source import idx_source
 from mpi_parallel.data_parallel.formats.csv_table import CsvSource
 from mpi_parallel.data_parallel.formats.hdf5 import hdf5_sources
 from mpi_parallel.data_parallel.formats.npz import npz_sources
-from mpi_parallel.data_parallel.formats.pictures import PictureSource
+from mpi_parallel.data_parallel.formats.pictures import picture_sources
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions
 from mpi_parallel.options import InputError
 
@@ -39,11 +39,7 @@ def _csv(path: Path, options: SourceOptions, split: str | None) -> list[Source]:
     return [CsvSource(path, options, split)]
 
 
-def _pictures(path: Path, options: SourceOptions, split: str | None) -> list[Source]:
-    return [PictureSource(path, options, split)]
-
-
-_READERS = {"csv": _csv, "pictures": _pictures, "npz": npz_sources, "hdf5": hdf5_sources}
+_READERS = {"csv": _csv, "pictures": picture_sources, "npz": npz_sources, "hdf5": hdf5_sources}
 
 
 def _kind(path: Path) -> str:

@@ -12,13 +12,25 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_parallel.data_parallel.formats.source import Piece, SourceOptions, Units
+from mpi_parallel.data_parallel.formats.source import Piece, Source, SourceOptions, Units
 from mpi_parallel.options import InputError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 A_UNIT = 64  # pictures
 MOST_PIXELS = 1 << 26  # of one picture; a file of a kilobyte may promise many more
+SPLIT_FOLDERS = {
+    "train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test",
+}  # fmt: skip
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's names of 16-bit grey
+
+
+def picture_sources(path: Path, options: SourceOptions, split: str | None = None) -> list[Source]:
+    """The source of a folder of class folders, or those of its splits where it has such: train, test and others."""
+    folders = _folders(path)
+    splits = {folder.name.lower() for folder in folders}
+    if split or "train" not in splits or not splits <= SPLIT_FOLDERS.keys() or not any(map(_folders, folders)):
+        return [PictureSource(path, options, split)]
+    return [PictureSource(folder, options, SPLIT_FOLDERS[folder.name.lower()]) for folder in folders]
 
 
 class PictureSource:
@@ -139,12 +151,8 @@ def _refuse_deep_colours(picture: Any, file: Path) -> None:
 
 def _listed(path: Path) -> list[Path]:
     """The pictures of all class folders and those below them, by folder and name. Hidden folders are passed over."""
-    try:
-        classes = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    except OSError as error:
-        _unreadable(error)
     files: list[Path] = []
-    for kind in classes:
+    for kind in _folders(path):
         here: list[Path] = []
         for folder, below, names in os.walk(kind, onerror=_unreadable):  # follows no links: they may go in circles
             below[:] = [name for name in below if not name.startswith(".")]
@@ -153,6 +161,14 @@ def _listed(path: Path) -> list[Path]:
     if not files:
         raise InputError(f"{path}: a folder of class folders with pictures is wanted, and there are no pictures")
     return files
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders in a folder, by name; hidden ones are passed over."""
+    try:
+        return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    except OSError as error:
+        _unreadable(error)
 
 
 def _unreadable(error: OSError) -> NoReturn:

@@ -105,6 +105,41 @@ def test_class_folders_of_pictures(shared_path, ending):
     assert "bee/zzz.png: cannot be decoded" in (shared_path / "a.h5.left-out.txt").read_text()
 
 
+@RANKS
+def test_folders_of_splits_are_splits_and_no_classes(shared_path):
+    images, labels = pixels(60)
+    parts = {"train": slice(0, 30), "val": slice(30, 40), "Test": slice(40, 60)}
+
+    def save() -> None:
+        for name, part in parts.items():
+            save_pictures(shared_path / "a" / name, images[part], labels[part], ".png")
+
+    on_rank_0(save)
+    run(shared_path / "a", "--to", shared_path / "a.h5")
+    arrays = content(shared_path / "a.h5")
+    assert arrays["@classes"].tolist() == NAMES.tolist()
+    for name, part in zip(("train", "validation", "test"), parts.values(), strict=True):
+        order = np.argsort(labels[part], kind="stable")
+        np.testing.assert_array_equal(arrays[f"{name}/images"], images[part].reshape(-1, 3, 4)[order])
+        np.testing.assert_array_equal(arrays[f"{name}/labels"], labels[part][order])
+
+
+def test_classes_may_be_called_as_splits_are(tmp_path):
+    """Trains, and tests: the pictures are in these folders themselves, or others are beside them."""
+    images, labels = pixels(20)
+    for folder in ("train", "test"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(images.reshape(-1, 3, 4)[0]).save(tmp_path / folder / "a.png")
+    run(tmp_path, "--to", tmp_path / "a.h5")
+    assert content(tmp_path / "a.h5")["@classes"].tolist() == ["test", "train"]
+    save_pictures(tmp_path / "train", images, labels, ".png")
+    with pytest.raises(InputError, match="test: a folder of class folders with pictures is wanted"):
+        run(tmp_path, "--to", tmp_path / "a.h5")
+    save_pictures(tmp_path, images, labels, ".png")
+    run(tmp_path, "--to", tmp_path / "a.h5")
+    assert content(tmp_path / "a.h5")["@classes"].tolist() == ["ant", "bee", "owl", "test", "train"]
+
+
 def test_pictures_are_made_alike_on_request(tmp_path):
     (tmp_path / "set" / "ant").mkdir(parents=True)
     for number, size in enumerate([(8, 6), (8, 6), (5, 9), (16, 12)]):
