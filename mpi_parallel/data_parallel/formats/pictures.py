@@ -41,7 +41,9 @@ class PictureSource:
     written = False
 
     def __init__(self, path: Path, options: SourceOptions, split: str | None = None) -> None:
-        self._decoder = Decoder(options.greyscale, _size(options.size))
+        if options.greyscale and options.colour:
+            raise InputError("--greyscale and --colour are two ways to make pictures alike: give one of them")
+        self._decoder, self._asked = Decoder(options.greyscale, _size(options.size)), "RGB" if options.colour else None
         self.path, self.split = path, split
         self._files = _listed(path)
         self._mode, self.shape = self._first()
@@ -60,7 +62,7 @@ class PictureSource:
         """The kind and shape of the first picture that can be read, which all others have to have."""
         for file in self._files:
             try:
-                pixels, mode = self._decoder.decode(file)
+                pixels, mode = self._decoder.decode(file, self._asked)
             except Undecodable:
                 continue
             return mode, pixels.shape
@@ -123,7 +125,7 @@ class Decoder:
             kind = "L" if kind == "RGB" else kind
         if wanted in (None, kind) or (wanted, kind) == ("RGB", "L"):
             return wanted or kind
-        hint = "" if self._grey else "; --greyscale makes them alike"
+        hint = "; --greyscale or --colour makes them alike" if (wanted, kind) == ("L", "RGB") else ""
         raise InputError(f"{file} is {kind}, but the first picture is {wanted}{hint}")
 
     def _pixels(self, picture: Any, mode: str) -> NDArray[Any]:
@@ -135,6 +137,11 @@ class Decoder:
             picture = picture.resize(self._size[::-1], Image.Resampling.BILINEAR)
         pixels: NDArray[Any] = np.asarray(picture)
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken: hidden ones, such as macOS puts beside pictures, are not."""
+    return Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
 
 
 class Undecodable(Exception):
@@ -150,13 +157,13 @@ def _refuse_deep_colours(picture: Any, file: Path) -> None:
 
 
 def _listed(path: Path) -> list[Path]:
-    """The pictures of all class folders and those below them, by folder and name. Hidden folders are passed over."""
+    """The pictures of all class folders and those below them, by folder and name. What is hidden is passed over."""
     files: list[Path] = []
     for kind in _folders(path):
         here: list[Path] = []
         for folder, below, names in os.walk(kind, onerror=_unreadable):  # follows no links: they may go in circles
             below[:] = [name for name in below if not name.startswith(".")]
-            here += [Path(folder) / name for name in names if Path(name).suffix.lower() in ENDINGS]
+            here += [Path(folder) / name for name in names if is_picture(name)]
         files += sorted(here)
     if not files:
         raise InputError(f"{path}: a folder of class folders with pictures is wanted, and there are no pictures")

@@ -38,6 +38,7 @@ class SourceOptions:
     )  # fmt: skip
     size: str | None = option(None, "resize pictures to this height and width", name="HxW")
     greyscale: bool = option(False, "make pictures grey")
+    colour: bool = option(False, "make pictures coloured, also where the first one is grey")
     classes: tuple[str, ...] = option(
         (), "names of all classes, in order; other labels are unknown. By default, the names that occur, sorted"
     )

@@ -156,6 +156,22 @@ def test_pictures_are_made_alike_on_request(tmp_path):
     assert abs(images[2].astype(int) - (0.299 * 20 + 0.587 * 100 + 0.114 * 200)).max() <= 3
 
 
+def test_grey_pictures_among_coloured_ones(tmp_path):
+    """Whichever comes first."""
+    (tmp_path / "set" / "ant").mkdir(parents=True)
+    for number, mode in enumerate(["L", "RGB", "L"]):
+        Image.new(mode, (4, 3), 7 if mode == "L" else (1, 2, 3)).save(tmp_path / "set" / "ant" / f"{number}.png")
+    (tmp_path / "set" / "ant" / "._0.png").write_bytes(b"as macOS puts beside")
+    with pytest.raises(InputError, match=r"1\.png is RGB, but the first picture is L; --greyscale or --colour makes"):
+        run(tmp_path / "set", "--to", tmp_path / "a.h5")
+    run(tmp_path / "set", "--to", tmp_path / "a.h5", "--colour", "--split", 1)
+    arrays = content(tmp_path / "a.h5")
+    assert arrays["train/images"][:, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3], [7, 7, 7]]
+    assert arrays["@rows_left_out"] == 0
+    with pytest.raises(InputError, match="--greyscale and --colour are two ways"):
+        run(tmp_path / "set", "--to", tmp_path / "a.h5", "--colour", "--greyscale")
+
+
 def test_sixteen_bit_pictures_keep_their_depth_and_giants_are_not_decoded(tmp_path, monkeypatch):
     (tmp_path / "set" / "ant").mkdir(parents=True)
     deep = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
