@@ -18,7 +18,7 @@ from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, sha
 from mpi_parallel.data_parallel.intake import BUDGET, Intake, Store, refuse_mixture
 from mpi_parallel.data_parallel.labels import Labels, common_names
 from mpi_parallel.data_parallel.memory import available
-from mpi_parallel.data_parallel.writing import check_target
+from mpi_parallel.data_parallel.writing import check_target, unfinished_name
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.mpi.session import launch
 from mpi_parallel.options import InputError, option
@@ -88,13 +88,16 @@ def main(world: Communicator, arguments: list[str]) -> int:
             intake.read(told)
         intake.agree()
         _report(intake, options.clean, target)
-        plan = conversion.plan(intake, shares, options.seed, intake.dtype)
+        plan = conversion.plan(intake, shares, options.seed, intake.dtype, options.scale)
         facts = _facts(intake, shares, options.seed)
-        conversion.write(
-            target, intake, plan, options.parts, options.merge_parts,
-            lambda path: conversion.describe(path, facts, options.scale, world),
-        )  # fmt: skip
+
+        def finish(unfinished: Path) -> None:
+            conversion.describe(unfinished, facts, options.scale, world)
+            _list_bad(intake, unfinished)
+
+        conversion.write(target, intake, plan, options.parts, options.merge_parts, finish)
     if world.rank == 0:
+        _keep_list(target)
         _tell(target, plan, time.perf_counter() - began, world.size)
     return 0
 
@@ -145,25 +148,41 @@ def _bar(kind: str, sources: list[Source], world: Communicator) -> Iterator[Call
 
 def _report(intake: Intake, clean: str, target: Path) -> None:
     """Tell which rows are left out, or fail because of them."""
-    told = target.with_name(target.name + ".left-out.txt")
     if not intake.bad:
-        if intake.comm.rank == 0:
-            told.unlink(missing_ok=True)  # that of an earlier run
         return
     counts = Counter(bad.source for bad in intake.bad)
     where = ", ".join(f"{count:,} of {intake.sources[number].path}" for number, count in counts.items())
-    lines = [intake.describe(bad) for bad in intake.bad]
-    more = f"\n  … and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
-    shown = "\n  ".join(lines[:SHOWN]) + more
-    bad = f"{len(lines):,} bad row{'s' * (len(lines) > 1)}"
+    lines = [intake.describe(bad) for bad in intake.bad[:SHOWN]]
+    more = f"\n  … and {len(intake.bad) - SHOWN:,} more" if len(intake.bad) > SHOWN else ""
+    shown = "\n  ".join(lines) + more
+    bad = f"{len(intake.bad):,} bad row{'s' * (len(intake.bad) > 1)}"
     if clean == "fail":
         raise InputError(f"{bad}: {where}\n  {shown}\n--clean drop leaves them out")
     if intake.comm.rank == 0:
+        print(f"left out {bad}: {where}; {_list_of(target)} will list all\n  {shown}", flush=True)
+
+
+def _list_of(path: Path) -> Path:
+    """Where the rows are listed that are left out of a file; beside one that is unfinished it is as short-lived."""
+    return path.with_name(path.name + ".left-out.txt")
+
+
+def _list_bad(intake: Intake, unfinished: Path) -> None:
+    if intake.bad and intake.comm.rank == 0:
+        lines = "\n".join(intake.describe(bad) for bad in intake.bad)
         try:
-            told.write_text(_text("\n".join(lines)) + "\n")
+            _list_of(unfinished).write_text(_text(lines) + "\n")
         except OSError as error:
-            raise InputError(f"{told}: cannot be written: {error}") from None
-        print(f"left out {bad}: {where}; all are listed in {told}\n  {shown}", flush=True)
+            raise InputError(f"{_list_of(unfinished)}: cannot be written: {error}") from None
+
+
+def _keep_list(target: Path) -> None:
+    """Give the list its name, now that the file has its own; one of an earlier run is gone."""
+    unfinished = _list_of(unfinished_name(target))
+    if unfinished.exists():
+        unfinished.replace(_list_of(target))
+    else:
+        _list_of(target).unlink(missing_ok=True)
 
 
 def _tell(target: Path, plan: conversion.Plan, seconds: float, ranks: int) -> None:

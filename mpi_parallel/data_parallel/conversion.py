@@ -38,8 +38,11 @@ class Plan:
     layout: Layout
 
 
-def plan(intake: Intake, shares: Sequence[float], seed: int, dtype: np.dtype[Any]) -> Plan:
-    """Give every row its split: that of its source, or a stratified share of the pile. Collective."""
+def plan(intake: Intake, shares: Sequence[float], seed: int, dtype: np.dtype[Any], scale: str) -> Plan:
+    """Give every row its split: that of its source, or a stratified share of the pile. Collective.
+
+    Raises InputError where `scale` wants training rows and there are none.
+    """
     part = intake.comm.broadcast(_parts(intake, shares, seed) if intake.comm.rank == 0 else None)
     before = np.zeros((len(intake.units) + 1, len(SPLITS)), np.int64)
     for line in range(len(intake.units)):
@@ -51,6 +54,8 @@ def plan(intake: Intake, shares: Sequence[float], seed: int, dtype: np.dtype[Any
             layout[f"{name}/images"] = ((length, *intake.shape), dtype)
             layout[f"{name}/labels"] = ((length,), _label_dtype(intake.labels))
             layout[f"{name}/source_rows"] = ((length,), np.dtype(np.int64))
+    if scale != "none" and "train/images" not in layout:
+        raise InputError(f"--scale {scale} is computed from the training rows, and there are none: see --split")
     return Plan(part, before, layout)
 
 
@@ -123,8 +128,6 @@ def describe(path: Path, facts: dict[str, Any], scale: str, comm: Communicator) 
     moments = {}
     if scale != "none":
         with h5py.File(path, locking=False) as file:
-            if "train" not in file:
-                raise InputError(f"--scale {scale} is computed from the training rows, and there are none")
             scaler = scaler_of(file["train/images"], scale, comm)
         moments = {"mean": scaler.mean, "std": scaler.std}
         comm.maximum(0)  # all have closed it

@@ -122,7 +122,7 @@ def whole_file(target: Path, comm: Communicator, sources: Iterable[str | Path] =
     by the next one. Raises InputError where `check_target` does.
     """
     check_target(target, sources)
-    unfinished = target.with_name(target.name + ".unfinished")
+    unfinished = unfinished_name(target)
     if comm.rank == 0:
         _remove(unfinished)
     comm.meet()
@@ -134,6 +134,11 @@ def whole_file(target: Path, comm: Communicator, sources: Iterable[str | Path] =
     except BaseException:
         _remove(unfinished)  # whichever rank it is: the others may be ended before they can
         raise
+
+
+def unfinished_name(target: Path) -> Path:
+    """What a file is called until it is whole; whatever is called so, and more, belongs to it."""
+    return target.with_name(target.name + ".unfinished")
 
 
 def _remove(unfinished: Path) -> None:

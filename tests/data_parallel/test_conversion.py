@@ -238,7 +238,10 @@ def test_more_ranks_as_a_user_starts_them(tmp_path, ranks):
         (["rows.csv", "--to", "nowhere/a.h5"], "there is no folder nowhere"),
         (["rows.csv", "--to", "a.h5", "--split", "0.5", "0.2"], "sum to 1, not 0.7"),
         (["rows.csv", "fewer.csv", "--to", "a.h5"], r"fewer.csv line 2 is \(11,\) and rows.csv line 2 \(12,\)"),
-        (["rows.csv", "--to", "a.h5", "--split", "0", "0", "1"], "--scale feature is computed from the training rows"),
+        (
+            ["rows.csv", "--to", "a.h5", "--split", "0", "0", "1"],
+            "--scale feature is computed .* there are none: see --split",
+        ),
         (["bad.csv", "--to", "a.h5"], "no good rows were found in bad.csv"),
         (["images-idx", "--to", "a.h5"], "IDX files go in pairs: 1 with images .*, 0 with labels"),
         (["empty.csv", "--to", "a.h5"], "empty.csv: is empty"),
@@ -255,7 +258,25 @@ def test_what_cannot_be_converted(tmp_path, monkeypatch, arguments, message):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=message):
         run(*arguments)
-    assert [path for path in sorted(tmp_path.iterdir()) if "left-out" not in path.name] == before
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@RANKS
+def test_the_list_of_bad_rows_is_that_of_the_file_beside_it(shared_path):
+    images, labels = pixels(30)
+    to, told = shared_path / "rows.h5", shared_path / "rows.h5.left-out.txt"
+    on_rank_0(lambda: write_csv(shared_path / "bad.csv", images, labels.astype(int) - 1))
+    on_rank_0(lambda: write_csv(shared_path / "good.csv", images, labels))
+    run(shared_path / "bad.csv", "--to", to)
+    before = told.read_text()
+    assert len(before.splitlines()) == (labels == 0).sum()
+    on_rank_0(lambda: write_csv(shared_path / "huge.csv", images * 1e200, labels.astype(int) - 2))
+    with pytest.raises(InputError, match="numbers beyond 1e150 cannot be standardised"):  # after all is written
+        run(shared_path / "huge.csv", "--to", to)
+    assert told.read_text() == before
+    MPI.COMM_WORLD.Barrier()
+    run(shared_path / "good.csv", "--to", to)
+    assert sorted(path.name for path in shared_path.iterdir()) == ["bad.csv", "good.csv", "huge.csv", "rows.h5"]
 
 
 def test_rows_that_memory_has_no_room_for_wait_on_disk(tmp_path, monkeypatch, small_units):
