@@ -101,8 +101,10 @@ def check_room(folder: Path, layout: Layout, times: int = 1) -> None:
 
 def check_target(target: Path, sources: Iterable[str | Path] = ()) -> None:
     """Raise InputError where the file cannot have that name, or where one of the `sources` has it."""
-    if not target.parent.is_dir():
+    if not _is_folder(target.parent):
         raise InputError(f"--to {target}: there is no folder {target.parent}")
+    if len(os.fsencode(f"{unfinished_name(target).name}.part-9999.h5")) > os.pathconf(target.parent, "PC_NAME_MAX"):
+        raise InputError(f"--to {target}: this name is too long, as longer ones are made of it while it is written")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise InputError(f"--to {target}: no permission to write in the folder {target.parent}")
     if target.is_dir():
@@ -112,6 +114,13 @@ def check_target(target: Path, sources: Iterable[str | Path] = ()) -> None:
     for source in sources:
         if target.exists() and Path(source).exists() and target.samefile(source):
             raise InputError(f"--to {target} is what is read, and would be overwritten: name another file")
+
+
+def _is_folder(path: Path) -> bool:
+    """False also where the name is too long to be one, or nobody may look."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 @contextmanager

@@ -235,6 +235,7 @@ def test_more_ranks_as_a_user_starts_them(tmp_path, ranks):
         (["rows.csv"], "--to is missing"),
         (["--to", "a.h5"], "SOURCE is missing"),
         (["gone.csv", "--to", "a.h5"], "gone.csv: no such file or folder"),
+        (["a" * 300, "--to", "a.h5"], "aaa: cannot be read: File name too long"),
         (["rows.csv", "--to", "nowhere/a.h5"], "there is no folder nowhere"),
         (["rows.csv", "--to", "a.h5", "--split", "0.5", "0.2"], "sum to 1, not 0.7"),
         (["rows.csv", "fewer.csv", "--to", "a.h5"], r"fewer.csv line 2 is \(11,\) and rows.csv line 2 \(12,\)"),

@@ -113,6 +113,9 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(rows, tmp_path, options
         ("again.csv", "is what is read"),
         ("from", "is a folder: name a file"),
         ("pipe", "is not a regular file"),
+        ("a" * 250, "this name is too long"),
+        ("a" * 300, "this name is too long"),
+        ("a" * 300 + "/a.h5", "there is no folder"),
     ],
 )
 def test_names_that_are_taken(rows, tmp_path, name, message):

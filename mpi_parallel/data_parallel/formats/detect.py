@@ -43,8 +43,12 @@ _READERS = {"csv": _csv, "pictures": picture_sources, "npz": npz_sources, "hdf5"
 
 
 def _kind(path: Path) -> str:
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file or folder") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if path.is_dir():
         return "pictures"
     if not path.is_file():
