@@ -51,11 +51,9 @@ def _pairs(
         pairs = pairs or [(*pair, split) for pair in PILES if pair[0] in members and pair[1] in members][:1]
     missing = [name for pair in pairs for name in pair[:2] if name not in members]
     if missing or not pairs:
+        lacks = f"no array {missing[0]}" if missing else "arrays that nobody knows the meaning of"
         raise InputError(
-            f"{path} has no array {missing[0]}"
-            if missing
-            else f"{path} has arrays that nobody knows the meaning of"
-            + f"; it has {', '.join(list(members)[:8])}: name two with --images and --labels"
+            f"{path} has {lacks}; it has {', '.join(list(members)[:8])}: name two with --images and --labels"
         )
     return pairs
 
