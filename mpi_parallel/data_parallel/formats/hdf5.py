@@ -15,6 +15,7 @@ from mpi_parallel.data_parallel.labels import class_names
 from mpi_parallel.options import InputError
 
 SPLITS = ("train", "validation", "test")
+MOST = 1 << 28  # bytes that are read at once
 
 
 class Hdf5Source:
@@ -109,7 +110,11 @@ def _holds_text(labels: h5py.Dataset) -> bool:
 
 
 def _rows_of_a_unit(images: h5py.Dataset) -> int:
-    """About UNIT bytes, and whole chunks, so that none is unpacked twice."""
-    rows: int = max(1, UNIT // images.dtype.itemsize // prod(images.shape[1:]))
+    """About UNIT bytes, and whole chunks, so that none is unpacked twice, unless these are too many for memory.
+
+    A chunk of a pixel each of a million images is small, but all chunks with these images are not.
+    """
+    size: int = images.dtype.itemsize * prod(images.shape[1:])
+    rows, most = (max(1, bytes_ // size) for bytes_ in (UNIT, MOST))
     chunk: int = images.chunks[0] if images.chunks else 1
-    return max(1, rows // chunk) * chunk
+    return min(max(1, rows // chunk) * chunk, max(most, rows))

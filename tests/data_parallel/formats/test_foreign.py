@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from mpi_parallel.data_parallel.formats import array_source, hdf5, pictures
+from mpi_parallel.data_parallel.formats.hdf5 import hdf5_sources
+from mpi_parallel.data_parallel.formats.source import SourceOptions
 from mpi_parallel.options import InputError
 from tests.data_parallel.test_conversion import RANKS, content, on_rank_0, pixels, rejoin, run
 
@@ -56,7 +58,7 @@ def test_npz_by_names_with_rows_that_are_not_finite(shared_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": np.zeros((3, 2))}, "arrays that nobody knows the meaning of; it has a"),
+        ({"a": np.zeros((3, 2))}, "arrays that nobody knows the meaning of; it has a: name two"),
         ({"x": np.array([None] * 3), "y": np.zeros(3, int)}, "holds Python objects"),
         ({"x": np.zeros((3, 2, 2)).T, "y": np.zeros(2, int)}, "Fortran order"),
         ({"x": np.zeros((3, 2)), "y": np.zeros((3, 10))}, r"labels are \(N,\), of one-hot ones their argmax"),
@@ -68,6 +70,8 @@ def test_npz_that_is_no_image_set(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputError, match=message):
         run(tmp_path / "a.npz", "--to", tmp_path / "a.h5")
+    with pytest.raises(InputError, match=f"has no array gone; it has {', '.join(arrays)}: name two"):
+        run(tmp_path / "a.npz", "--to", tmp_path / "a.h5", "--images", "gone", "--labels", "y")
     assert not list(tmp_path.glob("a.h5*"))
 
 
@@ -218,6 +222,19 @@ def test_hdf5_by_paths(shared_path, options):
     assert again["@classes"].tolist() == NAMES.tolist()
     with pytest.raises(InputError, match="there is no dataset /pics; it has /deep/inside/pics, /kinds, /names"):
         run(shared_path / "a.h5", "--to", shared_path / "e.h5", "--images", "/pics", "--labels", "/kinds")
+
+
+@pytest.mark.parametrize(("chunks", "units"), [((60, 1), 5), ((10, 12), 6), ((25, 4), 5)])
+def test_chunks_that_are_many_rows_long_are_not_all_read_at_once(tmp_path, monkeypatch, chunks, units):
+    """Whole chunks, where memory has room for those that lie beside each other."""
+    monkeypatch.setattr(hdf5, "MOST", 144)
+    images, labels = pixels(60)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", data=images, chunks=chunks)
+        file["labels"] = labels
+    assert hdf5_sources(tmp_path / "a.h5", SourceOptions())[0].units == units
+    run(tmp_path / "a.h5", "--to", tmp_path / "b.h5")
+    np.testing.assert_array_equal(rejoin(content(tmp_path / "b.h5"), "images"), images)
 
 
 def test_labels_that_are_fractions_are_bad_rows(tmp_path):
