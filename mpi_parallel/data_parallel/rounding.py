@@ -25,10 +25,12 @@ class Rounding:
         """Rows (n, features), of any type."""
         if not len(rows):
             return
-        with np.errstate(over="ignore"):
-            error = np.abs(rows.astype(np.float32) - rows).max(axis=0)
-        bounds = rows.max(axis=0), -rows.min(axis=0).astype(np.float64), error
-        np.maximum(self._seen, np.stack(bounds), out=self._seen)
+        seen = np.zeros_like(self._seen)
+        seen[0], seen[1] = rows.max(axis=0), -rows.min(axis=0).astype(np.float64)
+        if not np.can_cast(rows.dtype, np.float32):  # pixels are not to be slowed down
+            with np.errstate(over="ignore"):
+                seen[2] = np.abs(rows.astype(np.float32) - rows).max(axis=0)
+        np.maximum(self._seen, seen, out=self._seen)
 
     def harmless(self, comm: Communicator) -> bool:
         """Whether it leaves what tells all ranks' rows apart; of a constant feature that is nothing. Collective."""
