@@ -113,6 +113,8 @@ def lines(data: ImageSet, shards: int, window: int, ranks: int) -> Iterator[str]
     """All of it, for people."""
     shape = " x ".join(map(str, data.shape))
     yield f"{data.path}: images of {shape} {data.dtype}, {data.features:,} features"
+    if len(data.shape) == 3 and data.shape[0] in (1, 3) and min(data.shape[1:]) > 4:
+        yield "            its colours seem to come first; --shift, --flip and --erase want them last (H, W, C)"
     classes = len(data.classes or ())
     for name, split in present(data).items():
         drawn = "" if split.rows is None else f", rows drawn from {split.images}"

@@ -139,6 +139,14 @@ def test_inspect_tells_what_is_there(tmp_path, capsys):
         assert sheet.size == (480, 144)
 
 
+@pytest.mark.parametrize(("shape", "told"), [((3, 8, 8), True), ((8, 8, 3), False), ((1, 4, 3), False)])
+def test_inspect_tells_of_colours_that_come_first(tmp_path, capsys, shape, told):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = np.zeros((30, *shape), np.uint8), np.zeros(30, np.uint8)
+    run(inspect, tmp_path / "a.h5")
+    assert ("colours seem to come first; --shift, --flip and --erase want them last" in capsys.readouterr().out) == told
+
+
 @pytest.mark.parametrize("label", [-1, 2**40, 2**63])
 def test_inspect_refuses_labels_that_are_no_classes(tmp_path, label):
     make(tmp_path / "a.h5")
