@@ -40,8 +40,9 @@ class ConvertOptions:
     to: str = option(..., "file to write; it appears only once it is whole", name="OUT.h5")
     test: tuple[str, ...] = option((), "sources that are the test split", name="SOURCE")
     split: tuple[float, ...] = option(
-        (), "shares of train, validation and test, the same in each class; without it 0.7 0.1 0.2, or all for training "
-        "where the sources bring a test split", check=between(0, 1.0000001), name="SHARE",
+        (), "shares of train, validation and test, the same in each class, of all rows that are not validation or test "
+        "in their source; without it 0.7 0.1 0.2, or all for training where the sources bring a test split",
+        check=between(0, 1.0000001), name="SHARE",
     )  # fmt: skip
     seed: int = option(0, "seed of the splits", check=between(0, 2**32))
     scale: str = option(
@@ -78,6 +79,8 @@ def main(world: Communicator, arguments: list[str]) -> int:
     refuse_mixture(sources)
     check_target(target, [source.path for source in sources])
     shares = _shares(options.split, sources)
+    if options.split:
+        _share_out_training(sources)
     names = common_names(sources)
 
     room = min(BUDGET, available() // (4 * world.node().size))
@@ -129,6 +132,14 @@ def _shares(asked: tuple[float, ...], sources: list[Source]) -> tuple[float, ...
             f"--split {words}: one to three shares (train, validation, test) that sum to 1, not {sum(asked):g}"
         )
     return (*asked, 0.0, 0.0)[:3]
+
+
+def _share_out_training(sources: list[Source]) -> None:
+    """Have the rows that sources bring as training rows shared out, too: that is what --split asks for."""
+    for source in sources:
+        source.split = None if source.split == "train" else source.split
+    if all(source.split for source in sources):
+        raise InputError("--split: there is nothing to share out, as all sources are for validation or test")
 
 
 @contextmanager

@@ -263,6 +263,26 @@ def test_what_cannot_be_converted(tmp_path, monkeypatch, arguments, message):
 
 
 @RANKS
+def test_training_rows_are_shared_out_where_that_is_asked_for(shared_path):
+    images, labels = pixels(90)
+    parts = {"x_train": images[:60], "y_train": labels[:60], "x_test": images[60:], "y_test": labels[60:]}
+    on_rank_0(lambda: np.savez(shared_path / "a.npz", **parts))
+    run(shared_path / "a.npz", "--to", shared_path / "a.h5", "--split", 0.8, 0.2)
+    arrays = content(shared_path / "a.h5")
+    assert [len(arrays[f"{split}/labels"]) for split in ("train", "validation", "test")] == [48, 12, 30]
+    np.testing.assert_array_equal(arrays["test/images"], images[60:])
+    np.testing.assert_array_equal(rejoin(arrays, "images"), images)
+
+    def keep_test() -> None:
+        with h5py.File(shared_path / "b.h5", "w") as file:
+            file["test/images"], file["test/labels"] = images, labels
+
+    on_rank_0(keep_test)
+    with pytest.raises(InputError, match="--split: there is nothing to share out"):
+        run(shared_path / "b.h5", "--to", shared_path / "c.h5", "--split", 1)
+
+
+@RANKS
 def test_the_list_of_bad_rows_is_that_of_the_file_beside_it(shared_path):
     images, labels = pixels(30)
     to, told = shared_path / "rows.h5", shared_path / "rows.h5.left-out.txt"
