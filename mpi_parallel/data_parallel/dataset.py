@@ -51,6 +51,8 @@ def open_image_set(options: DataOptions, seed: int, comm: Communicator) -> Image
 
     Raises InputError, naming file and dataset, for a file that cannot be opened or is not an image set.
     """
+    if (options.images is None) != (options.labels is None):
+        raise InputError("--images and --labels name the two datasets of a file of another layout: give both or none")
     with open_file(options.data) as file:
         named = [options.images, options.labels] if options.images and options.labels else trust.OUR_NAMES
         trust.check(file, named, options.allow_external)

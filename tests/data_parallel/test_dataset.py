@@ -293,6 +293,14 @@ def test_named_datasets_that_are_not_there(tmp_path):
         load(path, images="/frames", labels="/labels")
 
 
+@pytest.mark.parametrize("options", [{"images": "/frames"}, {"labels": "/what"}])
+def test_one_of_two_named_datasets_is_not_passed_over(tmp_path, options):
+    """The file has others of our layout."""
+    path = write_image_set(tmp_path / "set.h5")
+    with pytest.raises(InputError, match=r"--images and --labels name the two datasets .*: give both or none"):
+        opened(path, **options)
+
+
 def test_validation_that_leaves_nothing_to_train(tmp_path):
     path = write_image_set(tmp_path / "set.h5", train=3)
     with pytest.raises(InputError, match="there are no training rows"):
