@@ -55,8 +55,11 @@ def main(world: Communicator, arguments: list[str]) -> int:
     target = Path(options.to)
     packing = repacking.Packing(None if options.filter == "none" else options.filter, options.chunk)
     with whole_file(target, world, [options.file]) as unfinished:
-        digest = repacking.copy(options.file, unfinished, _layout(options, world), packing, world)
+        layout = _layout(options, world)
+        digest = repacking.copy(options.file, unfinished, layout, packing, world)
     if world.rank == 0:
+        if others := repacking.others(options.file, layout):
+            print(f"not copied, as no training reads it: {', '.join(others)}", flush=True)
         seconds, size = time.perf_counter() - began, target.stat().st_size
         print(f"{target}: {size:,} bytes; read again and found equal, sha256 {digest}; {seconds:.2f} s", flush=True)
     return 0

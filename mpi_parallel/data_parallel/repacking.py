@@ -60,6 +60,14 @@ def datasets(path: str, trusting: bool) -> dict[str, tuple[tuple[int, ...], np.d
         return {name: (item.shape, item.dtype.newbyteorder("=")) for name, item in found.items()}
 
 
+def others(path: str, layout: Layout) -> list[str]:
+    """The datasets of a file that are not among these."""
+    found: list[str] = []
+    with open_file(path) as file:
+        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+    return [name for name in found if name not in layout]
+
+
 def images_of(layout: Layout) -> list[str]:
     """The names of the datasets that hold images."""
     return [name for name in layout if name.endswith("images")]

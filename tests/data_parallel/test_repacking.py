@@ -111,6 +111,16 @@ def test_repack_refuses_a_type_that_loses_something(tmp_path, number, dtype):
     assert [path.name for path in tmp_path.iterdir()] == ["old.h5"]
 
 
+def test_repack_tells_what_it_does_not_copy(tmp_path, capsys):
+    make(tmp_path / "old.h5")
+    run(repack, tmp_path / "old.h5", "--to", tmp_path / "new.h5")
+    assert "not copied" not in capsys.readouterr().out
+    with h5py.File(tmp_path / "old.h5", "r+") as file:
+        file["train/ids"], file["notes/more"] = np.arange(150), 3
+    run(repack, tmp_path / "old.h5", "--to", tmp_path / "new.h5")
+    assert "not copied, as no training reads it: notes/more, train/ids\n" in capsys.readouterr().out
+
+
 def test_repack_refuses_what_is_not_ours(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["pics"] = np.zeros((3, 2))
