@@ -154,10 +154,19 @@ class CsvSource:
             return f"cannot be read: {error}"
         if len(parts) != self.layout.columns:
             return self._length(len(parts))
+        if b'"' in line and (odd := self._two_in_one(parts)):
+            return odd
         text = parts.pop(label).strip()
         if text.lower() in MISSING:
             return f"{self.layout.column(label)} is missing"
         return text, self.layout.delimiter.join(parts).encode("utf-8", "surrogateescape")
+
+    def _two_in_one(self, parts: list[str]) -> str:
+        """What is wrong where quotes hold a delimiter: without them it would part a number in two."""
+        for place, text in enumerate(parts):
+            if self.layout.delimiter in text and place != self.layout.label:
+                return f"{self.layout.column(place)} is {text.strip()[:40]!r}, not a number"
+        return ""
 
     def _length(self, found: int) -> str:
         return f"has {found} fields, not {self.layout.columns}"

@@ -196,6 +196,13 @@ def test_quotes_are_taken_as_csv_does(tmp_path):
     ]
 
 
+def test_quotes_beside_labels_that_are_names(tmp_path):
+    (tmp_path / "a.csv").write_text('a,label,b\n"1","ant, red",2\n"1,5",bee,3\n4,bee,"5"\n')
+    images, labels, bad = read(tmp_path / "a.csv")
+    assert (images.tolist(), labels.tolist()) == ([[1, 2], [4, 5]], ["ant, red", "bee"])
+    assert [why for _, why in bad] == ["field 1 (a) is '1,5', not a number"]
+
+
 def test_labels_that_are_no_text_do_not_become_one_class(tmp_path):
     """In Latin-1 each letter would be the same unknown one; HDF5 takes no NUL in a name."""
     (tmp_path / "a.csv").write_bytes(b"label,a\nant,1\n\xe9,2\n\xe7,3\n" + b"bee,4\n" * 50_000 + b"b\0e,5\n")
