@@ -158,7 +158,7 @@ def _bar(kind: str, sources: list[Source], world: Communicator) -> Iterator[Call
 
 
 def _report(intake: Intake, clean: str, target: Path) -> None:
-    """Tell which rows are left out, or fail because of them."""
+    """Tell which rows are left out, or fail because of them, or because there are no others."""
     if not intake.bad:
         return
     counts = Counter(bad.source for bad in intake.bad)
@@ -167,6 +167,8 @@ def _report(intake: Intake, clean: str, target: Path) -> None:
     more = f"\n  … and {len(intake.bad) - SHOWN:,} more" if len(intake.bad) > SHOWN else ""
     shown = "\n  ".join(lines) + more
     bad = f"{len(intake.bad):,} bad row{'s' * (len(intake.bad) > 1)}"
+    if not len(intake.labels):
+        raise InputError(f"no good rows were found, but {bad}: {where}\n  {shown}")
     if clean == "fail":
         raise InputError(f"{bad}: {where}\n  {shown}\n--clean drop leaves them out")
     if intake.comm.rank == 0:

@@ -243,7 +243,11 @@ def test_more_ranks_as_a_user_starts_them(tmp_path, ranks):
             ["rows.csv", "--to", "a.h5", "--split", "0", "0", "1"],
             "--scale feature is computed .* there are none: see --split",
         ),
-        (["bad.csv", "--to", "a.h5"], "no good rows were found in bad.csv"),
+        (
+            ["bad.csv", "--to", "a.h5"],
+            r"no good rows were found, but 20 bad rows: 20 of bad.csv\n  bad.csv line 2: label -",
+        ),
+        (["names.csv", "--to", "a.h5"], "no good rows were found in names.csv"),
         (["images-idx", "--to", "a.h5"], "IDX files go in pairs: 1 with images .*, 0 with labels"),
         (["empty.csv", "--to", "a.h5"], "empty.csv: is empty"),
     ],
@@ -256,6 +260,7 @@ def test_what_cannot_be_converted(tmp_path, monkeypatch, arguments, message):
     write_csv(tmp_path / "bad.csv", images, labels.astype(int) - 9)
     (tmp_path / "images-idx").write_bytes(idx_header(images.reshape(20, 3, 4)) + images.tobytes())
     (tmp_path / "empty.csv").touch()
+    (tmp_path / "names.csv").write_text("label,a,b\n")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=message):
         run(*arguments)
