@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.data_parallel import conversion
-from mpi_parallel.data_parallel.formats.detect import open_sources
+from mpi_parallel.data_parallel.formats.detect import open_sources, refuse_unused
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, share
 from mpi_parallel.data_parallel.intake import BUDGET, Intake, Store, refuse_mixture
 from mpi_parallel.data_parallel.labels import Labels, common_names
@@ -75,6 +75,7 @@ def main(world: Communicator, arguments: list[str]) -> int:
     config = parse(ConvertConfig, arguments, "mpi_parallel.convert", SENTENCE, speaks=world.rank == 0)
     options, target = config.convert, Path(config.convert.to)
     dtype = None if options.dtype == "auto" else np.dtype(options.dtype)
+    refuse_unused((*options.source, *options.test), config.source)
     sources = open_sources(options.source, config.source) + open_sources(options.test, config.source, "test")
     refuse_mixture(sources)
     check_target(target, [source.path for source in sources])

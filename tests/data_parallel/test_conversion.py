@@ -250,6 +250,9 @@ def test_more_ranks_as_a_user_starts_them(tmp_path, ranks):
         (["names.csv", "--to", "a.h5"], "no good rows were found in names.csv"),
         (["images-idx", "--to", "a.h5"], "IDX files go in pairs: 1 with images .*, 0 with labels"),
         (["empty.csv", "--to", "a.h5"], "empty.csv: is empty"),
+        (["rows.csv", "--to", "a.h5", "--images", "x"], "--images is for NPZ and HDF5 files, and no source is one"),
+        (["rows.csv", "--to", "a.h5", "--greyscale"], "--greyscale is for folders of pictures, and no source is one"),
+        (["images-idx", "--to", "a.h5", "--shape", "3", "4"], "--shape is for CSV files, and no source is one"),
     ],
 )
 def test_what_cannot_be_converted(tmp_path, monkeypatch, arguments, message):

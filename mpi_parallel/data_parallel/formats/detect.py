@@ -18,6 +18,15 @@ from mpi_parallel.data_parallel.formats.source import Source, SourceOptions
 from mpi_parallel.options import InputError
 
 ZIP, GZIP = b"PK\x03\x04", b"\x1f\x8b"
+TABLE, PICTURES, ARRAYS = (
+    {"csv": "CSV files"},
+    {"pictures": "folders of pictures"},
+    {"npz": "NPZ", "hdf5": "HDF5 files"},
+)
+USERS = {  # of options: who reads them, and what a person calls those
+    "images": ARRAYS, "labels": TABLE | ARRAYS, "header": TABLE, "delimiter": TABLE, "shape": TABLE, "size": PICTURES,
+    "greyscale": PICTURES, "colour": PICTURES,
+}  # fmt: skip
 BY_NAME = {".h5": "hdf5", ".hdf5": "hdf5", ".npz": "npz"}  # of damaged ones, whose content does not tell
 
 
@@ -33,6 +42,14 @@ def open_sources(names: Sequence[str], options: SourceOptions, split: str | None
         else:
             sources += _READERS[kind](path, options, split)
     return sources + _idx_pairs(idx, split)
+
+
+def refuse_unused(names: Sequence[str], options: SourceOptions) -> None:
+    """Raise InputError for an option that none of these sources reads: it would be passed over in silence."""
+    kinds, default = {_kind(Path(name)) for name in names}, SourceOptions()
+    for option, users in USERS.items():
+        if getattr(options, option) != getattr(default, option) and not kinds & users.keys():
+            raise InputError(f"--{option} is for {' and '.join(users.values())}, and no source is one")
 
 
 def _csv(path: Path, options: SourceOptions, split: str | None) -> list[Source]:
