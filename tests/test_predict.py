@@ -78,6 +78,9 @@ def test_a_folder_of_pictures(shared_path, monkeypatch):
             picture = picture.resize((8, 6), Image.Resampling.NEAREST) if number % 2 else picture.convert("RGB")
             picture.save((folder / "more" if number > 8 else folder) / f"{number:02}.png")
         (folder / "notes.txt").write_text("no picture")
+        (folder / ".trash").mkdir()
+        (folder / ".trash" / "00.png").write_text("hidden, as those beside pictures that macOS leaves")
+        (folder / "._00.png").write_text("no picture")
     _, label, _, _ = predicted(shared_path, MPI.COMM_WORLD, folder)
     with h5py.File(shared_path / "out.h5") as file:
         assert file["file"].asstr()[:].tolist() == [f"{n:02}.png" for n in range(9)] + ["more/09.png", "more/10.png"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_parallel.data_parallel.dataset import Selection
-from mpi_parallel.data_parallel.formats.pictures import ENDINGS, Decoder, Undecodable, is_picture
+from mpi_parallel.data_parallel.formats.pictures import ENDINGS, Decoder, Undecodable, pictures_below
 from mpi_parallel.data_parallel.split import Split
 from mpi_parallel.options import InputError
 
@@ -51,7 +51,7 @@ def open_folder(path: Path, shape: tuple[int, ...]) -> Selection:
             f"--data {path} is a folder of pictures, but the network takes images {' x '.join(map(str, shape))}, "
             "which pictures are not: give an HDF5 file"
         )
-    files = tuple(sorted(file for file in path.rglob("*") if is_picture(file.name) and file.is_file()))
+    files = tuple(sorted(file for file in pictures_below(path) if file.is_file()))
     if not files:
         raise InputError(f"--data {path}: there are no pictures ({', '.join(ENDINGS)}) in this folder")
     decoder = Decoder(len(shape) == 2, (shape[0], shape[1]))

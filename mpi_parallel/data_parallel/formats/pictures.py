@@ -139,11 +139,6 @@ class Decoder:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file of this name is taken: hidden ones, such as macOS puts beside pictures, are not."""
-    return Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
-
-
 class Undecodable(Exception):
     """A picture cannot be had; the message says why."""
 
@@ -157,17 +152,18 @@ def _refuse_deep_colours(picture: Any, file: Path) -> None:
 
 
 def _listed(path: Path) -> list[Path]:
-    """The pictures of all class folders and those below them, by folder and name. What is hidden is passed over."""
-    files: list[Path] = []
-    for kind in _folders(path):
-        here: list[Path] = []
-        for folder, below, names in os.walk(kind, onerror=_unreadable):  # follows no links: they may go in circles
-            below[:] = [name for name in below if not name.startswith(".")]
-            here += [Path(folder) / name for name in names if is_picture(name)]
-        files += sorted(here)
+    """The pictures of all class folders and those below them, by folder and name."""
+    files = [file for kind in _folders(path) for file in sorted(pictures_below(kind))]
     if not files:
         raise InputError(f"{path}: a folder of class folders with pictures is wanted, and there are no pictures")
     return files
+
+
+def pictures_below(path: Path) -> Iterator[Path]:
+    """The pictures in a folder and below, none that is hidden. Raises InputError for folders that cannot be read."""
+    for folder, below, names in os.walk(path, onerror=_unreadable):  # follows no links: they may go in circles
+        below[:] = [name for name in below if not name.startswith(".")]
+        yield from (Path(folder) / name for name in names if _is_picture(name))
 
 
 def _folders(path: Path) -> list[Path]:
@@ -176,6 +172,11 @@ def _folders(path: Path) -> list[Path]:
         return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     except OSError as error:
         _unreadable(error)
+
+
+def _is_picture(name: str) -> bool:
+    """Whether a file of this name is taken: hidden ones, such as macOS puts beside pictures, are not."""
+    return Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
 
 
 def _unreadable(error: OSError) -> NoReturn:
