@@ -192,10 +192,9 @@ def _list_bad(intake: Intake, unfinished: Path) -> None:
 
 def _keep_list(target: Path) -> None:
     """Give the list its name, now that the file has its own; one of an earlier run is gone."""
-    unfinished = _list_of(unfinished_name(target))
-    if unfinished.exists():
-        unfinished.replace(_list_of(target))
-    else:
+    try:
+        _list_of(unfinished_name(target)).replace(_list_of(target))
+    except FileNotFoundError:
         _list_of(target).unlink(missing_ok=True)
 
 
