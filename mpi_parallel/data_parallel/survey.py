@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isqrt, prod
 from pathlib import Path
@@ -16,6 +17,7 @@ from mpi_parallel.data_parallel.dataset import SPLITS, ImageSet
 from mpi_parallel.data_parallel.split import MOST_CLASSES, Split, open_file
 from mpi_parallel.data_parallel.streaming import IN_ORDER_WINDOW
 from mpi_parallel.data_parallel.windows import cut_of
+from mpi_parallel.data_parallel.writing import unfinished_name
 from mpi_parallel.mpi.partition import block, dealt
 from mpi_parallel.options import InputError
 
@@ -157,9 +159,13 @@ def contact_sheet(data: ImageSet, path: Path) -> None:
             pixels = _drawable(data.train.read(range(place, place + 1))[0][0], data.shape)
             picture = Image.fromarray(pixels).resize((SHEET_SIDE - 2, SHEET_SIDE - 2))
             sheet.paste(picture.convert("RGB"), (column * SHEET_SIDE + 1, line * SHEET_SIDE + 1))
+    unfinished, ending = unfinished_name(path), path.suffix.lower()
     try:
-        sheet.save(path)
+        sheet.save(unfinished, Image.registered_extensions().get(ending, ending))
+        unfinished.replace(path)
     except (OSError, ValueError, KeyError) as error:
+        with suppress(OSError):
+            unfinished.unlink()
         raise InputError(f"--contact-sheet {path}: cannot be written: {error}; name a .png or .jpg") from None
 
 

@@ -1,5 +1,7 @@
 """inspect and repack: what they say is so, and what they write reads as before, on any number of ranks."""
 
+import errno
+
 import h5py
 import numpy as np
 import pytest
@@ -180,6 +182,22 @@ def test_a_contact_sheet_that_cannot_be_written(tmp_path, name):
     make(tmp_path / "a.h5")
     with pytest.raises(InputError, match=f"--contact-sheet .*{name}: cannot be written: .*name a .png"):
         run(inspect, tmp_path / "a.h5", "--contact-sheet", tmp_path / name)
+
+
+def test_a_contact_sheet_on_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):
+    make(tmp_path / "a.h5")
+    run(inspect, tmp_path / "a.h5", "--contact-sheet", tmp_path / "sheet.png")
+    before = (tmp_path / "sheet.png").read_bytes()
+
+    def save(sheet, path, kind):
+        path.write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(InputError, match=r"sheet\.png: cannot be written: .*No space left on device"):
+        run(inspect, tmp_path / "a.h5", "--contact-sheet", tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "sheet.png"]
 
 
 def test_what_streaming_reads_of_contiguous_rows_is_the_rows(tmp_path):
