@@ -169,7 +169,8 @@ def _report(intake: Intake, clean: str, target: Path) -> None:
     shown = "\n  ".join(lines) + more
     bad = f"{len(intake.bad):,} bad row{'s' * (len(intake.bad) > 1)}"
     if not len(intake.labels):
-        raise InputError(f"no good rows were found, but {bad}: {where}\n  {shown}")
+        hint = "\n--ignore COLUMN leaves a column out" if all("not a number" in line for line in lines) else ""
+        raise InputError(f"no good rows were found, but {bad}: {where}\n  {shown}{hint}")
     if clean == "fail":
         raise InputError(f"{bad}: {where}\n  {shown}\n--clean drop leaves them out")
     if intake.comm.rank == 0:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mpi_parallel.device.expressions import threshold
 from mpi_parallel.device.interface import Array, SmallNetwork
 
-# As in small.cu.
+# As in small.cu and small_tiles.cu.
 DEEPEST, DEEP, SIDE, THREADS, TOGETHER, ABREAST = 6, 128, 32, 512, 2, 256
 MOST_CLASSES = 32  # a thread takes the loss of a row
 MOST_ROWS = 4096  # of more it is the products that take time, and cublasLt that has the better ones

@@ -248,6 +248,7 @@ def test_more_ranks_as_a_user_starts_them(tmp_path, ranks):
             r"no good rows were found, but 20 bad rows: 20 of bad.csv\n  bad.csv line 2: label -",
         ),
         (["names.csv", "--to", "a.h5"], "no good rows were found in names.csv"),
+        (["texts.csv", "--to", "a.h5"], r"(?s)1 bad row: .*'x-1', not a number\n--ignore COLUMN leaves a column out"),
         (["images-idx", "--to", "a.h5"], "IDX files go in pairs: 1 with images .*, 0 with labels"),
         (["empty.csv", "--to", "a.h5"], "empty.csv: is empty"),
         (["rows.csv", "--to", "a.h5", "--images", "x"], "--images is for NPZ and HDF5 files, and no source is one"),
@@ -264,6 +265,7 @@ def test_what_cannot_be_converted(tmp_path, monkeypatch, arguments, message):
     (tmp_path / "images-idx").write_bytes(idx_header(images.reshape(20, 3, 4)) + images.tobytes())
     (tmp_path / "empty.csv").touch()
     (tmp_path / "names.csv").write_text("label,a,b\n")
+    (tmp_path / "texts.csv").write_text("id,label,a\nx-1,2,3\n")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=message):
         run(*arguments)

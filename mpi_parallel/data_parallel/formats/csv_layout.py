@@ -26,9 +26,15 @@ class CsvLayout:
     delimiter: str
     columns: int
     label: int  # its column
+    ignored: tuple[int, ...]  # columns that nobody wants, in their order
     names: tuple[str, ...]  # of the columns, where there is a header
     named: bool  # whether labels are names
     shape: tuple[int, ...]
+
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """The columns that are taken out of a line before the others are read as numbers."""
+        return tuple(sorted((*self.ignored, self.label))) if self.named else self.ignored
 
     def column(self, place: int) -> str:
         """What a person calls a column."""
@@ -46,10 +52,14 @@ def csv_layout(path: Path, head: Sequence[str], options: SourceOptions) -> CsvLa
         raise InputError(f"{path}: the first line has one field; name what parts the fields with --delimiter")
     names = tuple(name.strip() for name in first) if _is_header(first, options.header) else ()
     label = _label_column(path, names, len(first), options.labels)
+    ignored = {_place(path, names, len(first), "--ignore", asked) for asked in options.ignore}
+    if label in ignored:
+        raise InputError(f"--ignore {' '.join(options.ignore)}: one of these is the labels' column of {path}")
     labels = [row[label].strip() for row in _sample(head[bool(names) :], delimiter) if len(row) == len(first)]
     words = sum(number(text) is None for text in labels if text)
-    shape = _shape(path, names, label, len(first) - 1, options.shape)
-    return CsvLayout(delimiter, len(first), label, names, 2 * words > len(labels), shape)
+    pixels = [place for place in range(len(first)) if place != label and place not in ignored]
+    shape = _shape(path, [names[place] for place in pixels] if names else [], len(pixels), options.shape)
+    return CsvLayout(delimiter, len(first), label, tuple(sorted(ignored)), names, 2 * words > len(labels), shape)
 
 
 def fields(line: str, delimiter: str) -> list[str]:
@@ -93,20 +103,28 @@ def _label_column(path: Path, names: tuple[str, ...], columns: int, asked: str |
                 "name the labels' one with --labels"
             )
         return found[0] if found else 0
+    return _place(path, names, columns, "--labels", asked)
+
+
+def _place(path: Path, names: tuple[str, ...], columns: int, option: str, asked: str) -> int:
+    """The column of this name, or at this position."""
     if asked in names:
         if names.count(asked) > 1:
-            raise InputError(f"--labels {asked}: {path} has {names.count(asked)} such columns: give a position from 0")
+            raise InputError(f"{option} {asked}: {path} has {names.count(asked)} such columns: give a position from 0")
         return names.index(asked)
     if asked.removeprefix("-").isdecimal() and -columns <= int(asked) < columns:
         return int(asked) % columns
-    raise InputError(f"--labels {asked}: {path} has no such column; it has {columns}: {_some(names) or 'no names'}")
+    raise InputError(f"{option} {asked}: {path} has no such column; it has {columns}: {_some(names) or 'no names'}")
 
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:6]) + (f", … {names[-1]}" if len(names) > 6 else "")
 
 
-def _shape(path: Path, names: tuple[str, ...], label: int, features: int, asked: tuple[int, ...]) -> tuple[int, ...]:
+def _shape(path: Path, names: Sequence[str], features: int, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """Of an image of so many numbers, with these names where there are any."""
+    if not features:
+        raise InputError(f"{path}: --ignore leaves no column for images")
     if asked:
         if math.prod(asked) != features:
             raise InputError(
@@ -114,5 +132,5 @@ def _shape(path: Path, names: tuple[str, ...], label: int, features: int, asked:
             )
         return asked
     side = math.isqrt(features)
-    pixels = names and all(PIXEL.fullmatch(name) for place, name in enumerate(names) if place != label)
+    pixels = names and all(map(PIXEL.fullmatch, names))
     return (side, side) if pixels and side * side == features else (features,)

@@ -107,12 +107,12 @@ class CsvSource:
             text = text.replace(b"\r\n", b"\n")
         if text and not text.endswith(b"\n"):
             text += b"\n"
-        taken, start = _Taken(self.layout.label), 0
+        taken, start = _Taken(self.layout.label, self.layout.ignored), 0
         while start < len(text):
             stop = text.rfind(b"\n", start, start + numbers.BLOCK) + 1 or text.find(b"\n", start) + 1
             self._parse_block(text[start:stop], taken)
             start = stop
-        return taken.piece(self.layout.columns - 1, self.shape)
+        return taken.piece(self.layout.columns - 1 - len(self.layout.ignored), self.shape)
 
     def _parse_block(self, text: bytes, taken: _Taken) -> None:
         rows = text.count(b"\n")
@@ -120,17 +120,17 @@ class CsvSource:
         if not self.named:
             table = numbers.parse_block(text, rows, self.layout.columns, self.layout.delimiter.encode())
         if table is not None:
-            taken.add(table, taken.total + np.arange(rows))
+            taken.add_whole(table, taken.total + np.arange(rows))
         else:
             self._parse_lines(text.split(b"\n")[:-1], taken)
         taken.total += rows
 
     def _parse_lines(self, lines: list[bytes], taken: _Taken) -> None:
-        """Blocks of which something is not a number: names cut off, lines that do not fit told and left out."""
+        """Blocks of which something is not a number: names and what is ignored cut off, bad lines told and left out."""
         places = np.array([place for place, line in enumerate(lines) if line.strip()], np.int64)
         lines = [lines[place] for place in places]
         labels: list[str] = []
-        if self.named:
+        if self.layout.cut:
             cut = [self._cut(line) for line in lines]
             good = [place for place, parts in enumerate(cut) if not isinstance(parts, str)]
             taken.bad += [
@@ -138,16 +138,17 @@ class CsvSource:
             ]
             lines, labels = [cut[place][1] for place in good], [cut[place][0] for place in good]  # type: ignore[misc]
             places = places[good]
-        columns = self.layout.columns - self.named
+        columns = self.layout.columns - len(self.layout.cut)
         tables, bad = numbers.parse_table([line + b"\n" for line in lines], columns, self.layout.delimiter.encode())
         keep = np.delete(np.arange(len(lines)), bad)
         if tables:
-            taken.add(np.concatenate(tables), taken.total + places[keep], [labels[i] for i in keep] if labels else None)
+            named = [labels[place] for place in keep] if self.named else None
+            taken.add(np.concatenate(tables), taken.total + places[keep], named)
         taken.bad += [(taken.total + int(places[place]), self._reason(lines[place])) for place in bad]
 
     def _cut(self, line: bytes) -> tuple[str, bytes] | str:
-        """The label and the rest of the line, or what is wrong with it."""
-        label = self.layout.label
+        """The label and the numbers of the line, of which the label is one unless it is a name; or what is wrong."""
+        label, cut = self.layout.label, self.layout.cut
         try:
             parts = fields(line.decode("utf-8", "surrogateescape"), self.layout.delimiter)
         except csv.Error as error:
@@ -156,15 +157,16 @@ class CsvSource:
             return self._length(len(parts))
         if b'"' in line and (odd := self._two_in_one(parts)):
             return odd
-        text = parts.pop(label).strip()
-        if text.lower() in MISSING:
+        text = parts[label].strip()
+        if self.named and text.lower() in MISSING:
             return f"{self.layout.column(label)} is missing"
-        return text, self.layout.delimiter.join(parts).encode("utf-8", "surrogateescape")
+        rest = self.layout.delimiter.join([part for place, part in enumerate(parts) if place not in cut])
+        return text, rest.encode("utf-8", "surrogateescape")
 
     def _two_in_one(self, parts: list[str]) -> str:
         """What is wrong where quotes hold a delimiter: without them it would part a number in two."""
         for place, text in enumerate(parts):
-            if self.layout.delimiter in text and place != self.layout.label:
+            if self.layout.delimiter in text and place not in self.layout.cut:
                 return f"{self.layout.column(place)} is {text.strip()[:40]!r}, not a number"
         return ""
 
@@ -177,9 +179,9 @@ class CsvSource:
             parts = fields(line.decode("utf-8", "surrogateescape"), self.layout.delimiter)
         except csv.Error as error:
             return f"cannot be read: {error}"
-        columns = [place for place in range(self.layout.columns) if not (self.named and place == self.layout.label)]
+        columns = [place for place in range(self.layout.columns) if place not in self.layout.cut]
         if len(parts) != len(columns):
-            return self._length(len(parts) + self.named)
+            return self._length(len(parts) + len(self.layout.cut))
         for place, text in zip(columns, parts, strict=True):
             value = numbers.number(text)
             if text.strip().lower() in MISSING:
@@ -207,13 +209,17 @@ def _complaint(first: bytes, start: bytes) -> str:
 class _Taken:
     """What has been read of a unit."""
 
-    def __init__(self, label: int) -> None:
+    def __init__(self, label: int, ignored: tuple[int, ...]) -> None:
         self.tables: list[NDArray[Any]] = []
         self.labels: list[NDArray[Any]] = []
         self.rows: list[NDArray[np.int64]] = []
         self.bad: list[tuple[int, str]] = []
         self.total = 0
-        self._label = label
+        self._ignored, self._label = ignored, label - sum(place < label for place in ignored)
+
+    def add_whole(self, table: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        """Rows of numbers, what is ignored among them."""
+        self.add(np.delete(table, self._ignored, axis=1) if self._ignored else table, rows)
 
     def add(self, table: NDArray[Any], rows: NDArray[np.int64], names: list[str] | None = None) -> None:
         """Rows of numbers, the label in its column where no names are given."""

@@ -24,8 +24,8 @@ TABLE, PICTURES, ARRAYS = (
     {"npz": "NPZ", "hdf5": "HDF5 files"},
 )
 USERS = {  # of options: who reads them, and what a person calls those
-    "images": ARRAYS, "labels": TABLE | ARRAYS, "header": TABLE, "delimiter": TABLE, "shape": TABLE, "size": PICTURES,
-    "greyscale": PICTURES, "colour": PICTURES,
+    "images": ARRAYS, "labels": TABLE | ARRAYS, "ignore": TABLE, "header": TABLE, "delimiter": TABLE, "shape": TABLE,
+    "size": PICTURES, "greyscale": PICTURES, "colour": PICTURES,
 }  # fmt: skip
 BY_NAME = {".h5": "hdf5", ".hdf5": "hdf5", ".npz": "npz"}  # of damaged ones, whose content does not tell
 

@@ -30,6 +30,10 @@ class SourceOptions:
         None, "the same for the labels; for CSV the label's column, by name or by position from 0 (-1 is the last)",
         name="PATH|COLUMN",
     )  # fmt: skip
+    ignore: tuple[str, ...] = option(
+        (), "columns of a CSV file that are neither label nor image, such as a number of the row: names or positions",
+        name="COLUMN",
+    )  # fmt: skip
     header: str = option("auto", "whether a CSV file starts with names", choices=("auto", "yes", "no"))
     delimiter: str = option("auto", "what parts the fields of a CSV file; auto takes , ; or a tab", name="C")
     shape: tuple[int, ...] = option(

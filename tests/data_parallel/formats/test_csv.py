@@ -212,3 +212,38 @@ def test_labels_that_are_no_text_do_not_become_one_class(tmp_path):
     assert [why for _, why in unknown] == [
         f"label {name!r} is no text in UTF-8" for name in ("\udce9", "\udce7", "b\0e")
     ]
+
+
+@pytest.mark.parametrize("ignore", [("id", "note"), ("0", "-1"), ("note", "0")])
+@pytest.mark.parametrize(("label", "named"), [("3", False), ("owl", True)])
+@pytest.mark.parametrize("note", ["7", "9e99", "hm", '"a, b"', ""])
+def test_ignored_columns_may_hold_anything(tmp_path, ignore, label, named, note):
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,p1,label,p2,note\n1,10,{label},20,{note}\nx-2,30,{label},40,{note}\n3,x,{label},40,{note}\n")
+    images, labels, bad = read(path, SourceOptions(ignore=ignore))
+    assert images.tolist() == [[10, 20], [30, 40]]
+    assert labels.tolist() == [label if named else 3] * 2
+    assert bad == [(f"{path} line 4", "field 2 (p1) is 'x', not a number")]
+
+
+def test_without_what_is_ignored_pixels_make_a_square(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,label,pixel1,pixel2,pixel3,pixel4\n700,1,2,3,4,5\n")
+    assert CsvSource(path, SourceOptions(ignore=("id",))).shape == (2, 2)
+    images, labels, _ = read(path, SourceOptions(ignore=("id",)))
+    assert (images.tolist(), labels.tolist()) == ([[[2, 3], [4, 5]]], [1])
+
+
+@pytest.mark.parametrize(
+    ("ignore", "why"),
+    [
+        (("label",), "--ignore label: one of these is the labels' column"),
+        (("nose",), "--ignore nose: .* has no such column"),
+        (("a", "b"), "--ignore leaves no column for images"),
+    ],
+)
+def test_what_cannot_be_ignored(tmp_path, ignore, why):
+    path = tmp_path / "a.csv"
+    path.write_text("label,a,b\n1,2,3\n")
+    with pytest.raises(InputError, match=why):
+        CsvSource(path, SourceOptions(ignore=ignore))
