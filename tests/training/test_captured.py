@@ -113,10 +113,13 @@ def test_the_order_of_a_step_and_nothing_allocated_in_it(path, monkeypatch):
 
 
 @pytest.mark.parametrize(("graphs", "late"), [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("clip", [0.0, 0.3])
-def test_a_small_network_goes_through_its_layers_at_once_where_that_is_faster(path, monkeypatch, clip, graphs, late):
+@pytest.mark.parametrize(("clip", "holding"), [(0.0, "resident"), (0.3, "resident"), (0.0, "streaming")])
+def test_a_small_network_goes_through_its_layers_at_once_where_that_is_faster(
+    path, monkeypatch, clip, holding, graphs, late
+):
     """The same steps by few launches, and what was tried before they were captured leaves no trace."""
-    settings, rule = {**BASE, "dropout": 0.3}, OptimizerOptions(lr=0.01, clip_norm=clip)
+    settings = {**BASE, "dropout": 0.3, "budget": Budget(holding=holding)}
+    rule = OptimizerOptions(lr=0.01, clip_norm=clip)
     other, expected = told_by_the_host(path, settings, rule)
     device = Recording(monkeypatch, late=late)
     device.kernels.small = True
