@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpi_parallel.device.cuda_small import SmallPasses
+from mpi_parallel.device.cuda_small import STATIC, SmallPasses
 from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.interface import Array, Augmentation, Pace, Raw, Schedule, SmallNetwork
 from mpi_parallel.device.rule_expressions import steady
@@ -30,7 +30,7 @@ PARTS = 256  # partial sums of squares
 TILE = 32  # columns of a block of column_sums, and threads of a column
 NULL = np.uint64(0)
 LARGEST_GRID = 2**31 - 1
-WITHOUT_ASKING = 46 << 10  # bytes of shared memory of a launch: 48 KiB, less what kernels have by themselves
+WITHOUT_ASKING = (48 << 10) - STATIC  # bytes of shared memory of a launch, less what kernels have by themselves
 
 Numbers = tuple[Any, np.float32, np.float32, np.float32, np.float32]
 

@@ -24,6 +24,7 @@ MOST_CLASSES = 32  # a thread takes the loss of a row
 MOST_ROWS = 4096  # of more it is the products that take time, and cublasLt that has the better ones
 MOST_BLOCKS = 512  # of those that take rows through the layers: more would only read the weights again
 LARGEST = 2**31 - 1  # places are counted in int
+MOST_NUMBERS = 1 << 26  # to compute in, 256 MiB: with more, products are what takes time
 FLOAT = 4
 STATIC = 3072  # bytes of shared memory, at most, beside what a launch asks for
 LAYERS = np.dtype(
@@ -50,7 +51,8 @@ class SmallPasses:
             return 0
         parts, kept = _sizes(widths, rows)
         places = max(parts, kept, max(rows, 2 * ABREAST) * widths[0])  # all weights are fewer than the last of these
-        return 0 if places > LARGEST else parts + kept + 2 * rows
+        numbers = parts + kept + 2 * rows
+        return 0 if places > LARGEST or numbers > MOST_NUMBERS else numbers
 
     def run(
         self, network: SmallNetwork, x_BF: Array, keys_B: Array, t_B: Array, weights: Array, merged: Array, room: Array

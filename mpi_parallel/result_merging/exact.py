@@ -25,6 +25,7 @@ from mpi_parallel.result_merging.tree import Collector, Forest
 class Canonical(Merger):
     """What those mergers share: groups that are collected, and a norm that is rounded alike wherever it is computed."""
 
+    collects = True
     forest: Forest
     collector: Collector
 

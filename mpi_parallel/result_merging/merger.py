@@ -27,6 +27,7 @@ class Merger(ABC):
     name: str  # as --merge has it
     divides = False  # whether ranks own slices, though perhaps one all and the others none
     overlaps = False  # whether it does anything in `ready`
+    collects = False  # whether it does anything in `collect`
 
     def __init__(self, store: ParameterStore, comm: Communicator) -> None:
         """Of the store, which is alike on all ranks of `comm`."""

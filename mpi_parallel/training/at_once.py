@@ -18,8 +18,8 @@ def is_faster_at_once(engine: Replica, merger: Merger, batch: Batch, prepare: Ca
     The store and the workspace are left as a step leaves them.
     """
     device = engine.store.device
-    if not (device.measures and engine.fits_at_once(batch)):
-        return False
+    if merger.collects or not (device.measures and engine.fits_at_once(batch)):
+        return False  # groups that are collected take the way that depends on nothing
     layers = partial(engine.compute, batch, merger.ready, merger.collect)
     at_once = partial(engine.compute_at_once, batch)
     at_once()  # finds its memory, of which it wants more

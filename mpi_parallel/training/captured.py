@@ -140,9 +140,9 @@ class CapturedSteps(Steps):
         self._follow(batch)
         edges = tuple(batch.edges or (0, len(batch.index)))
         shape = self._shapes.get(edges) or self._meet(edges, batch.edges is not None)
-        clock = self.engine.clock
+        clock, works = self.engine.clock, self._works(shape)
         clock.enter("compute")
-        for work, exchange in zip_longest(self._works(shape), self._exchanges):
+        for work, exchange in zip_longest(works, self._exchanges):
             work()
             if exchange is not None:
                 self.device.mark()()

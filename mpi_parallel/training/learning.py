@@ -40,7 +40,7 @@ def learn(
         node = comm.node()
         lent.callback(node.free)
         settle_threads(config.threads, node)
-        device = settle_device(config.device.device, node, comm, config.device.precision)
+        device = settle_device(config.device.device, node, comm, config.device.precision, config.groups is None)
         comm = comm.on(device)
         data = image_set(images_NF, labels_N, classes)
         training = TrainingRows(data, batch.shards, batch.seed, comm, device, groups=config.groups)

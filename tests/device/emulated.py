@@ -26,6 +26,7 @@ from tests.device.strict import StrictArray, StrictModule, inside
 
 POOL = 512  # bytes, of which addresses are multiples
 SHARED = 227 << 10  # bytes of shared memory that a block of an H200 may have
+SMALL_STATIC = 2064  # bytes of it that small_rows has by itself, the most of those kernels that ask for more
 
 
 class CUDARuntimeError(RuntimeError):
@@ -295,7 +296,7 @@ class Module:
         def kernel(
             grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], *, shared_mem: int = 0
         ) -> None:
-            assert shared_mem <= getattr(kernel, "max_dynamic_shared_size_bytes", 46 << 10)
+            assert shared_mem <= getattr(kernel, "max_dynamic_shared_size_bytes", (48 << 10) - SMALL_STATIC)
             if self.cupy.current.recording is not None:
                 arguments = tuple(Unheld(one) if isinstance(one, StrictArray) else one for one in arguments)
             self.cupy.do(("launch", name), lambda: shim().launch(name, grid, block, arguments, shared_mem))

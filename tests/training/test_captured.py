@@ -133,22 +133,27 @@ def test_a_small_network_goes_through_its_layers_at_once_where_that_is_faster(
     assert (f"replay {6 if clip else 5}" in replays) == graphs  # deal, gather, pass, norm, advance, sgd
 
 
-@pytest.mark.parametrize("why", ["micro-batches", "groups", "precision", "the layers are faster", "nobody measures"])
+@pytest.mark.parametrize(
+    "why", ["micro-batches", "groups", "one group", "precision", "the layers are faster", "nobody measures"]
+)
 def test_or_layer_by_layer(path, monkeypatch, why):
     device = Recording(monkeypatch)
     device.kernels.small = True
     settings = dict(BASE)
     if why == "micro-batches":
         settings["micro_batch"] = 4
-    elif why == "groups":
-        settings["groups"] = 2
+    elif why.endswith(("groups", "group")):
+        settings["groups"] = 2 if why == "groups" else 1
     elif why == "precision":
         settings["precision"] = "bfloat16"
     elif why == "the layers are faster":
         device.time = lambda replays: [1.0, 2.0]
     else:
         device.measures = False
-    _, steps, _ = taken_by(device, path, settings, OptimizerOptions(lr=0.01))
+    rule = OptimizerOptions(lr=0.01)
+    _, expected = told_by_the_host(path, settings, rule)
+    _, steps, totals = taken_by(device, path, settings, rule)
+    assert totals == expected
     assert {shape.at_once for shape in steps._shapes.values()} == {False}
     assert any(shape.captured for shape in steps._shapes.values())
 

@@ -256,3 +256,14 @@ def test_a_classifier_replays_its_steps_too(gpu, late):
     ours, theirs = (Classifier(hidden=(9,), epochs=3, device=device).fit(rows, labels) for device in ("cuda", "cpu"))
     assert [score.loss for score in ours.history_] == pytest.approx([score.loss for score in theirs.history_], rel=1e-4)
     assert any(event[0] == "replay" for event in cupy.events)
+
+
+@pytest.mark.parametrize("times", [(2.0, 1.0), (1.0, 2.0)])
+def test_a_reproducible_classifier_measures_nothing_on_a_gpu(gpu, times):
+    """Also where all rows of a step are one group: what a clock says decides nothing."""
+    gpu(False, times=times)
+    images, labels = images_and_labels(300)
+    rows = images.reshape(len(images), -1).astype(np.float32)
+    settings = {"hidden": (9,), "epochs": 3, "batch_size": 64, "reproducible": True}
+    ours, theirs = (Classifier(device=device, **settings).fit(rows, labels) for device in ("cuda", "cpu"))
+    assert [epoch.loss for epoch in ours.history_] == pytest.approx([e.loss for e in theirs.history_], rel=1e-4)

@@ -79,6 +79,7 @@ FN bool last_block(unsigned *ticket)
         if (last) *ticket = 0;
     }
     __syncthreads();
+    if (last) __threadfence(); /* what the others wrote before they took their tickets is read behind this */
     return last;
 }
 
