@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,7 @@ def launch(
     if ranks is not None:
         mpi = "mpich" if "MPICH" in MPI.Get_library_version() else "openmpi"
         command = [*within, mpirun_of(mpi), *mpirun, "-n", str(ranks), *command]
+    remove_sessions()
     before = segments()
     mark = uuid.uuid4().hex
     # os.environ is that of the start of this process, without what MPI has put into its own since.
@@ -126,6 +128,14 @@ def remove_segments(before: set[str]) -> None:
         if name not in used:
             with contextlib.suppress(OSError):  # gone by now, or another user's
                 (SHARED_MEMORY / name).unlink()
+
+
+def remove_sessions() -> None:
+    """Remove the folders of Open MPI's launchers that were killed: one that gets their number later would not start."""
+    for folder in Path(tempfile.gettempdir()).glob("ompi.*"):
+        number = folder.name.removeprefix("ompi.")
+        if number.isdecimal() and not Path("/proc", number).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # perhaps it is another user's
 
 
 def _maps(folder: Path) -> str:

@@ -18,7 +18,7 @@ import threading
 import uuid
 from collections import Counter
 
-from tests.launch import MARK, mpirun_of, remaining, remove_segments, segments, send
+from tests.launch import MARK, mpirun_of, remaining, remove_segments, remove_sessions, segments, send
 
 DEADLINE = 900  # seconds for one MPI with one number of ranks
 NO_TESTS = 5  # pytest's exit status
@@ -57,6 +57,7 @@ def run(mpi: str, ranks: int, arguments: list[str]) -> Counter[str]:
         command = [mpirun, "-n", str(ranks), *pytest]
     print(f"\n--- {mpi or 'MPI'}, {ranks} rank{'s' if ranks > 1 else ''}: {' '.join(command)}", flush=True)
 
+    remove_sessions()
     before = segments()
     last = ""
     process = subprocess.Popen(

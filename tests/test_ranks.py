@@ -1,13 +1,15 @@
 """The tests' own machinery: a failure on one rank must end the run, soon, and be seen."""
 
 import os
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from mpi4py import MPI
 
-from tests.launch import launch
+from tests.launch import launch, remove_sessions
 
 PREAMBLE = """
 import pytest
@@ -99,3 +101,14 @@ def test_the_shared_path_is_shared(shared_path):
     (shared_path / str(MPI.COMM_WORLD.rank)).touch()
     MPI.COMM_WORLD.Barrier()
     assert len(list(shared_path.iterdir())) == MPI.COMM_WORLD.size
+
+
+def test_what_a_killed_launcher_left_does_not_keep_a_later_one_from_starting(tmp_path, monkeypatch):
+    """Of processes that are there nothing is touched, nor what is no launcher's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name in (f"ompi.{gone.pid}", f"ompi.{os.getpid()}", "ompi.node1.0"):
+        (tmp_path / name / "0").mkdir(parents=True)
+    remove_sessions()
+    assert {path.name for path in tmp_path.iterdir()} == {f"ompi.{os.getpid()}", "ompi.node1.0"}

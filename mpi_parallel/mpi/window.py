@@ -24,7 +24,7 @@ SHARED_MEMORY = Path("/dev/shm")  # where both MPIs put windows on Linux
 # In the barrier: looks before a rank gives its core away (some 10 us), and offers of the core before MPI gets a turn.
 SPINS, YIELDS = 2000, 200
 PATIENCE = 0.01  # seconds of waiting after which a rank sleeps between looks: someone is writing a file, say
-NAP = 5e-5
+NAP, LONGEST_NAP = 0.01, 1e-3  # as a share of what it has waited, which it may wait longer for it, and in seconds
 
 
 class SharedWindow:
@@ -74,11 +74,12 @@ class SharedWindow:
             return
         if meet(self._tickets, self.rank, self.size, self._ticket, self._spins, YIELDS):
             return
-        since = time.monotonic()
-        while not meet(self._tickets, self.rank, self.size, self._ticket, 0, YIELDS):
+        since, yields = time.monotonic(), YIELDS
+        while not meet(self._tickets, self.rank, self.size, self._ticket, 0, yields):
             self._node.progress()  # messages to other nodes, for whose answers the late rank may wait
-            if time.monotonic() - since > PATIENCE:
-                time.sleep(NAP)
+            if (waited := time.monotonic() - since) > PATIENCE:
+                yields = 1
+                time.sleep(min(NAP * waited, LONGEST_NAP))
 
     def total(self, value: float) -> float:
         """The sum of the ranks' numbers, in their order. Between two calls all ranks meet once more."""
