@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.once import once
 from tests.reference import RULES, SGD, Reference
+
+pytestmark = once
 
 RANDOM = np.random.default_rng(7)
 X_BI = RANDOM.normal(size=(8, 5))

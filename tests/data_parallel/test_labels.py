@@ -7,6 +7,9 @@ import pytest
 from mpi_parallel.data_parallel.labels import class_names
 from mpi_parallel.options import InputError
 from tests.data_parallel.test_conversion import content, pixels, run
+from tests.once import once
+
+pytestmark = once
 
 
 def write(path, classes, named=False) -> None:

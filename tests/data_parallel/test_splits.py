@@ -6,6 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_parallel.data_parallel.splits import stratified
+from tests.once import once
+
+pytestmark = once
 
 SHARES = st.sampled_from([(0.7, 0.1, 0.2), (0.9, 0.1), (0.5, 0.5), (1 / 3, 1 / 3, 1 / 3), (1.0,), (0.99, 0.01)])
 LABELS = st.lists(st.integers(0, 255), max_size=300).map(lambda labels: np.array(labels, np.uint8))

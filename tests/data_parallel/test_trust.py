@@ -12,6 +12,9 @@ from mpi_parallel.data_parallel import trust
 from mpi_parallel.data_parallel.dataset import open_image_set
 from mpi_parallel.options import InputError
 from tests.data_parallel.test_conversion import run
+from tests.once import once
+
+pytestmark = once
 
 
 class Alone:

@@ -10,6 +10,9 @@ from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import SmallNetwork
 from mpi_parallel.nn.store import BAD, TAIL
 from tests.device.where import on, values
+from tests.once import once
+
+pytestmark = once
 
 # Of every odd kind: one layer more or less than the default, tiles that end within, one row, one class and one unit.
 NETWORKS = [

@@ -6,6 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_parallel.device.hashing import combine, combine_int, mix
+from tests.once import once
+
+pytestmark = once
 
 WORDS = st.integers(0, 2**32 - 1)
 BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)

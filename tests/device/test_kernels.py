@@ -14,6 +14,9 @@ from mpi_parallel.device import Augmentation, Pace, Raw
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.host import best_kernels
 from mpi_parallel.device.openmp import MODULE, OpenMP
+from tests.once import once
+
+pytestmark = once
 
 COMPILED, PLAIN = OpenMP(), Expressions(np)
 ROWS, WIDTH, SEED = st.integers(0, 40), st.integers(1, 70), st.integers(0, 2**32 - 1)

@@ -7,6 +7,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from mpi_parallel.device import nccl
+from tests.once import once
+
+pytestmark = once
 
 IDENTITY = bytes(range(100, 228))
 

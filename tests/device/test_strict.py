@@ -7,6 +7,9 @@ import pytest
 
 from tests.device.recording import Recording
 from tests.device.strict import Strict, StrictArray
+from tests.once import once
+
+pytestmark = once
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 import pytest
 
 from mpi_parallel.nn.learning_rate import learning_rate
+from tests.once import once
+
+pytestmark = once
 
 
 def rates(schedule: str, warmup: int, total: int, steps: range) -> list[float]:

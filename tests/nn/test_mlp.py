@@ -14,7 +14,10 @@ from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn import functional as F
 from mpi_parallel.nn.mlp import MLP, glorot_uniform, weights_sha256
 from mpi_parallel.nn.store import CORRECT, COUNT, LOSS, STOP
+from tests.once import once
 from tests.reference import Reference
+
+pytestmark = once
 
 
 def network(widths: Sequence[int], dropout: float = 0.0, seed: int = 3) -> MLP:

@@ -10,6 +10,9 @@ from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.nn.optimizers import RULES, Optimizer
 from mpi_parallel.nn.store import ParameterStore
 from tests import reference
+from tests.once import once
+
+pytestmark = once
 
 SIZE = 1000
 STEPS = 25

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from mpi_parallel.nn.plain import mean_gradient
+from tests.once import once
 from tests.reference import Reference
+
+pytestmark = once
 
 
 @pytest.mark.parametrize("widths", [(5, 3), (5, 4, 3), (6, 9, 8, 4)])

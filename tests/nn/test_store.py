@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from mpi_parallel.device import Host
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.nn.store import BAD, CORRECT, COUNT, LOSS, SAVE, STOP, TAIL, ParameterStore
+from tests.once import once
+
+pytestmark = once
 
 SHAPES = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
 

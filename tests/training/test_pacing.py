@@ -7,7 +7,10 @@ from mpi_parallel.options.command_line import parse
 from mpi_parallel.training.pacing import open_steps
 from mpi_parallel.training.step import HostSteps
 from tests.assembly import ALONE, assemble
+from tests.once import once
 from tests.samples import write_image_set
+
+pytestmark = once
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ from mpi_parallel.data_parallel.formats.csv_table import CsvSource
 from mpi_parallel.data_parallel.formats.source import Source, SourceOptions, Units, share
 from mpi_parallel.data_parallel.labels import Labels
 from mpi_parallel.options import InputError
+from tests.once import once
+
+pytestmark = once
 
 OPTIONS = SourceOptions()
 

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from mpi_parallel.data_parallel.formats import idx_header, read_idx
+from tests.once import once
+
+pytestmark = once
 
 IMAGES_N23 = np.arange(30, dtype=np.uint8).reshape(5, 2, 3)
 IMAGES_IDX = idx_header(IMAGES_N23) + IMAGES_N23.tobytes()
