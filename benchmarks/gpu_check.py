@@ -92,7 +92,7 @@ def all_parts(options: argparse.Namespace) -> Iterator[Part]:
     yield peer("jax", others, ["scan"], 80, options)
     yield sanitized("racecheck", parity, no_gpu)
     if options.device == "cuda":
-        yield peer("torch", others, ["compile"], 120, options)
+        yield peer("torch", others, ["compile", "compile-graph"], 120, options)
         tf32 = [shape for shape in shapes if shape[2] == "tf32"]  # products that PyTorch's eager steps have shown
         yield replace(peer("torch", tf32, ["compile"], 40, options), name="torch compile, tf32", spare=True)
         yield replace(peer("jax", tf32, ["scan"], 30, options), name="jax scan, tf32", spare=True)

@@ -45,7 +45,7 @@ def measure(options: Any, seconds: float) -> float:
     random = np.random.default_rng(0)
     images = jnp.asarray(random.integers(0, 256, (ROWS, widths[0]), np.uint8))
     labels = jnp.asarray(random.integers(0, widths[-1], ROWS), jnp.int32)
-    order = jnp.asarray(random.integers(0, ROWS, (count, batch)))
+    order = jnp.asarray(random.integers(0, ROWS, (count, batch)), jnp.int32)
     weights = [
         (jnp.asarray(random.normal(size=(i, o)) * (2 / (i + o)) ** 0.5, jnp.float32), jnp.zeros(o))
         for i, o in pairwise(widths)

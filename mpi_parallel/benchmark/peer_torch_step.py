@@ -1,9 +1,9 @@
 """A training step of the same network in PyTorch on one GPU, in the ways in which one would write it for speed.
 
 A program of its own, with nothing of ours: python peer_torch_step.py '{"shapes": [{"features": 784, ...}], ...}'
-prints seconds a step as JSON, a line for each shape and each of `eager`, `compile` (torch.compile) and `graph` (the
-whole step in a CUDA graph, fused Adam). Images are uint8 in the GPU's memory; a step gathers and standardises its
-rows, as ours does.
+prints seconds a step as JSON, a line for each shape and each of `eager`, `compile` (torch.compile), `graph` (the whole
+step in a CUDA graph) and `compile-graph` (both), all with fused Adam. Images are uint8 in the GPU's memory; a step
+gathers and standardises its rows, as ours does.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
 
 def steps_of(way: str, options: Any, device: torch.device) -> Callable[[], None]:
     """A function that takes one step, all of which are alike in shape."""
+    torch.compiler.reset()  # else what is compiled for another shape takes both for examples of any: slower kernels
     torch.backends.cuda.matmul.allow_tf32 = options["precision"] == "tf32"
     torch.manual_seed(0)
     widths, batch = [options["features"], *options["hidden"], options["classes"]], options["batch_size"]
@@ -50,8 +51,8 @@ def steps_of(way: str, options: Any, device: torch.device) -> Callable[[], None]
     for i, o in pairwise(widths):
         layers += [nn.Linear(i, o), nn.ReLU()]
     model = nn.Sequential(*layers[:-1]).to(device)
-    on_gpu = device.type == "cuda"
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=on_gpu, capturable=way == "graph" and on_gpu)
+    on_gpu, captured = device.type == "cuda", way.endswith("graph")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=on_gpu, capturable=captured and on_gpu)
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(options["precision"])
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
@@ -59,15 +60,15 @@ def steps_of(way: str, options: Any, device: torch.device) -> Callable[[], None]
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             return nn.functional.cross_entropy(model(x), t)
 
-    forward = torch.compile(loss_of) if way == "compile" else loss_of
+    forward = torch.compile(loss_of, dynamic=False) if way.startswith("compile") else loss_of
 
     def step(rows: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=way != "graph")
+        optimizer.zero_grad(set_to_none=True)  # then gradients are written, in a graph as well, and not cleared and added
         forward(rows).backward()
         optimizer.step()
 
     numbers = iter(range(10**12))
-    if way != "graph":
+    if not captured:
         return lambda: step(order[next(numbers) % len(order)])
     return graph_of(step, order)
 
