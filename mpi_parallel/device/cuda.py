@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -98,7 +99,7 @@ class Cuda:
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         # Not within `with self.stream`: CuPy forgets at its end that the stream was in use before, and goes on with the
         # default one, which waits for ours no more than ours for it.
-        with self.xp.cuda.using_allocator(_refuse):
+        with self.xp.cuda.using_allocator(_refuse), _uncollected():
             # Other threads, such as one that writes a checkpoint, may go on meanwhile.
             self.stream.begin_capture(self.runtime.streamCaptureModeThreadLocal)
             try:
@@ -210,6 +211,18 @@ class Cuda:
         stop.synchronize()
         milliseconds: float = self.xp.cuda.get_elapsed_time(start, stop)
         return milliseconds
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is looked for meanwhile: a graph found there would be destroyed, which spoils what is captured."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _refuse(size: int) -> Any:

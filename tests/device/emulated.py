@@ -208,7 +208,7 @@ class Stream:
     numbers = 0
 
     def __init__(self, cupy: Emulated) -> None:
-        self.cupy, self.recording = cupy, None
+        self.cupy, self.recording, self.spoilt = cupy, None, False
         self.given: deque[Callable[[], None]] = deque()
         self.done = 0
         Stream.numbers += 1
@@ -249,21 +249,34 @@ class Stream:
 
     def begin_capture(self, mode: Any = None) -> None:
         assert self.recording is None
-        self.recording = []
+        self.recording, self.spoilt = [], False
 
-    def end_capture(self) -> SimpleNamespace:
+    def end_capture(self) -> Graph:
         recorded, self.recording = self.recording, None
+        if self.spoilt:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
         self.cupy.recorded.append([event for event, _ in recorded])
-        return SimpleNamespace(launch=lambda stream=None: self._replay(recorded))
+        return Graph(self, recorded)
 
     def is_capturing(self) -> bool:
         return self.recording is not None
 
-    def _replay(self, recorded: list[tuple[tuple[Any, ...], Callable[[], None]]]) -> None:
-        self.cupy._not_captured("a graph")
-        self.cupy.events.append(("replay", len(recorded)))
-        for _, work in recorded:
-            self.give(work)
+
+class Graph:
+    """What a stream has recorded. One that is destroyed while something is captured spoils that."""
+
+    def __init__(self, stream: Stream, recorded: list[tuple[tuple[Any, ...], Callable[[], None]]]) -> None:
+        self.stream, self.recorded = stream, recorded
+
+    def __del__(self) -> None:
+        self.stream.spoilt = self.stream.recording is not None
+
+    def launch(self, stream: Any = None) -> None:
+        cupy = self.stream.cupy
+        cupy._not_captured("a graph")
+        cupy.events.append(("replay", len(self.recorded)))
+        for _, work in self.recorded:
+            self.stream.give(work)
 
 
 class Event:

@@ -1,5 +1,6 @@
 """The whole GPU path on an emulated GPU: its own kernels and calls of cublasLt, streams, graphs, memory, mistakes."""
 
+import gc
 import sys
 
 import numpy as np
@@ -200,6 +201,25 @@ class TestGraphs:
         times = device.time([device.capture(lambda: a.fill(1))] * 2)
         assert len(times) == 2
         assert all(0 < seconds < 1 for seconds in times)
+
+    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+    def test_none_is_given_back_while_another_one_is_captured(self, monkeypatch, where):
+        """As garbage that is collected there: steps of other shapes of batch, say, whose graphs are not used any more."""
+        if where == "emulated":
+            installed(monkeypatch)
+        device = Cuda(0)
+        a = device.to_device(np.zeros(4, np.float32))
+        a.fill(1)
+
+        def work() -> None:
+            a.fill(1)
+            garbage.clear()
+            assert [[] for _ in range(5000)]  # more than Python makes before it looks for garbage
+
+        garbage = [[device.capture(lambda: a.fill(1))]]
+        garbage[0].append(garbage[0])  # which holds itself
+        device.capture(work)()
+        assert gc.isenabled()
 
     def test_a_replay_does_again_what_was_captured_and_nothing_before(self, gpu):
         a, total = gpu.to_device(np.arange(4, dtype=np.float32)), gpu.to_device(np.zeros(4, np.float32))
