@@ -27,6 +27,7 @@ from mpi_parallel.nn.optimizers import RULES, Optimizer
 from mpi_parallel.result_merging.automatic import open_merger
 from mpi_parallel.result_merging.merger import Merger
 from mpi_parallel.result_merging.metrics import Score, Totals, merge_scores
+from mpi_parallel.training.ahead import Steps
 from mpi_parallel.training.layout import open_engine, open_model, over_grid
 from mpi_parallel.training.step import Engine, train_step
 
@@ -52,6 +53,7 @@ class Assembly:
     optimizer: Optimizer
     batch_size: int
     grid: ProcessGrid
+    steps: Steps | None = None  # who takes them, where it is not `train`
 
     def train(self, steps: int, rate: float = 0.01, clip_norm: float = 0.0) -> list[Totals]:
         """Take that many steps from the start of the first epoch."""
@@ -62,6 +64,12 @@ class Assembly:
                     return totals
                 totals.append(train_step(self.engine, batch, self.merger, self.optimizer, rate, clip_norm))
         return totals
+
+    def close(self) -> None:
+        """Give back what steps are replayed from, and then the merger."""
+        if self.steps is not None:
+            self.steps.close()
+        self.merger.close()
 
     def weights(self) -> NDArray[np.float32]:
         """All weights that this rank has, flat."""

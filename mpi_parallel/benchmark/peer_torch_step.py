@@ -63,7 +63,7 @@ def steps_of(way: str, options: Any, device: torch.device) -> Callable[[], None]
     forward = torch.compile(loss_of, dynamic=False) if way.startswith("compile") else loss_of
 
     def step(rows: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)  # then gradients are written, in a graph as well, and not cleared and added
+        optimizer.zero_grad(set_to_none=True)  # gradients are then written, also in a graph, and not cleared and added
         forward(rows).backward()
         optimizer.step()
 

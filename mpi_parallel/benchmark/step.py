@@ -101,15 +101,19 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
     seconds, count = measure(lambda: steps(next(batches)), options.seconds, device, comm, engine.clock.reset)
     phases = {name: engine.clock.seconds[name] / count for name in PHASES}
     accounting = _accounting(lambda: steps(next(batches)), engine.clock)
+    taken = steps.steps if isinstance(steps, Numbered) else None
+    graphs, at_once = taken.replays if taken else engine.replays is not None, bool(taken and taken.at_once)
+    if taken:
+        taken.close()
     choice.merger.close()
     products = 2 * options.batch_size * (3 * model.store.size - options.features * (model.widths[1]))
     return {
         "ranks": comm.size,
         "merge": choice.merger.name,
         "merge_seconds": choice.seconds,
-        "graphs": steps.steps.replays if isinstance(steps, Numbered) else engine.replays is not None,
+        "graphs": graphs,
         "buckets": _travels(choice.merger),
-        "at_once": isinstance(steps, Numbered) and steps.steps.at_once,
+        "at_once": at_once,
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
         "seconds_by_phase": phases,

@@ -55,6 +55,10 @@ class Nccl:
         own = address(array) + self.rank * share * array.itemsize
         self.comm.allGather(own, address(array), share, self.types[array.dtype], self._stream())
 
+    def close(self) -> None:
+        self.cupy.cuda.get_current_stream().synchronize()
+        self.comm.destroy()
+
     def _stream(self) -> int:
         pointer: int = self.cupy.cuda.get_current_stream().ptr
         return pointer

@@ -43,6 +43,9 @@ class Collectives(Protocol):
     def gather_shares(self, array: Array) -> None:
         """Of size equal shares of the array all ranks get what each has in its own."""
 
+    def close(self) -> None:
+        """Take part no more; all ranks together, when nothing that was captured has any of this work."""
+
 
 # Those of `size` ranks, which all call this with their rank and `agree`, which gives all of them the first one's bytes.
 MakeCollectives = Callable[[int, int, Callable[[bytes], bytes]], Collectives]

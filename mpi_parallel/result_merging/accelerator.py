@@ -43,6 +43,9 @@ class Nccl(Merger):
     def relay(self) -> Relay:
         return Relay(self._sum)
 
+    def close(self) -> None:
+        self.gpus.close()
+
     def _sum(self) -> None:
         self.gpus.sum(self.store.merged)
 

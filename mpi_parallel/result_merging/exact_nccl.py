@@ -56,6 +56,9 @@ class ExactNccl(Canonical):
     def whole(self) -> Array:
         return self.store.gradients
 
+    def close(self) -> None:
+        self.gpus.close()
+
     def _sum(self) -> None:
         self.collector.finish()
         self._mine[...] = self._subtrees

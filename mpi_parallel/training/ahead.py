@@ -34,6 +34,9 @@ class Steps(ABC):
     def end(self) -> Totals:
         """What came of the step that was begun first of those that are under way."""
 
+    def close(self) -> None:  # noqa: B027, most hold nothing
+        """Give back what steps are replayed from, which has to be gone before the merger is closed."""
+
     def __call__(self, batch: Batch, number: int, stop: bool = False, save: bool = False) -> Totals:
         """The whole step, where none is under way."""
         self.begin(batch, number, stop, save)

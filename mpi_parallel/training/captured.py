@@ -163,6 +163,14 @@ class CapturedSteps(Steps):
         for step in held:
             self._begin(step.batch, step.number, step.stop, step.save)
 
+    def close(self) -> None:
+        """Give back all graphs, and now: NCCL waits for ever to be closed while there are some with its work."""
+        if self.replays:
+            self.device.synchronize()
+        for shape in self._shapes.values():
+            shape.captured = None
+        self._shapes.clear()
+
     @property
     def replays(self) -> bool:
         """Whether steps have been captured."""
@@ -230,7 +238,7 @@ class CapturedSteps(Steps):
                     self.device.xp.zeros(len(source[0]), np.int64),
                     self.device.xp.zeros(len(source[0]), np.uint32),
                 )
-                self._shapes.clear()  # their graphs deal from the old one
+                self.close()  # the graphs deal from the old one
             for held, new in zip(self._order, source, strict=True):
                 held[: len(new)] = new
             self._source, self._at = source, -1

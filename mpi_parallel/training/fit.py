@@ -53,6 +53,7 @@ def fit(run: Run) -> int:
                     reason = _end_epoch(run)
             return _end(run, reason)
     finally:
+        steps.close()
         for rows in (run.training.rows, run.validation, run.test):
             if rows is not None:
                 rows.close()

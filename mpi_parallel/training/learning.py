@@ -53,6 +53,7 @@ def learn(
         lent.callback(merger.close)
         total = batch.epochs * training.steps(batch.batch_size)
         steps = open_steps(engine, merger, update(model.store), config, total)
+        lent.callback(steps.close)
         history = list(_epochs(training, steps, config))
         weights = [array.copy() for array in model.weights()]
     layers = list(zip(weights[::2], weights[1::2], strict=True))

@@ -9,6 +9,7 @@ A GPU may do what it was given at once, or not before somebody waits for it; so 
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,15 +119,25 @@ class ByMPI:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder, self._comm = recorder, MPI.COMM_WORLD
+        self._captured: weakref.WeakSet[Callable[[], Any]] = weakref.WeakSet()  # as long as there is the graph
 
     def sum(self, array: Any) -> None:
-        self._recorder.launch("nccl sum", lambda: self._comm.Allreduce(MPI.IN_PLACE, inside(array)))
+        self._launch("nccl sum", lambda: self._comm.Allreduce(MPI.IN_PLACE, inside(array)))
 
     def sum_shares(self, array: Any, mine: Any) -> None:
-        self._recorder.launch("nccl shares", lambda: self._comm.Reduce_scatter_block(inside(array), inside(mine)))
+        self._launch("nccl shares", lambda: self._comm.Reduce_scatter_block(inside(array), inside(mine)))
 
     def gather_shares(self, array: Any) -> None:
-        self._recorder.launch("nccl gather", lambda: self._comm.Allgather(MPI.IN_PLACE, inside(array)))
+        self._launch("nccl gather", lambda: self._comm.Allgather(MPI.IN_PLACE, inside(array)))
+
+    def close(self) -> None:
+        self._recorder.wait("all")
+        assert not self._captured, "NCCL would wait for ever for the end of a graph with its work"
+
+    def _launch(self, name: str, work: Callable[[], Any]) -> None:
+        if self._recorder.captured is not None:
+            self._captured.add(work)
+        self._recorder.launch(name, work)
 
 
 class Recording(Strict):

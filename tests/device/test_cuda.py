@@ -204,7 +204,7 @@ class TestGraphs:
 
     @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
     def test_none_is_given_back_while_another_one_is_captured(self, monkeypatch, where):
-        """As garbage that is collected there: steps of other shapes of batch, say, whose graphs are not used any more."""
+        """As garbage that is collected there: of steps of other shapes, say, whose graphs are not used any more."""
         if where == "emulated":
             installed(monkeypatch)
         device = Cuda(0)

@@ -70,6 +70,19 @@ def test_ranks_find_each_other_by_what_the_first_one_says(cupy, version, chars, 
     assert said == [IDENTITY if rank == 0 else bytes(128)]
 
 
+def test_the_communicator_is_given_back_when_its_work_is_done(cupy):
+    done = []
+    stream = SimpleNamespace(synchronize=lambda: done.append("synchronize"))
+    communicator = SimpleNamespace(destroy=lambda: done.append("destroy"))
+    module = cupy(
+        "14.2.0", get_unique_id=lambda: IDENTITY, NCCL_FLOAT32=7, NCCL_FLOAT64=8, NCCL_SUM=0,
+        NcclCommunicator=lambda *_: communicator,
+    )  # fmt: skip
+    module.cuda.get_current_stream = lambda: stream
+    nccl.Nccl(module, 1, 0, lambda mine: mine).close()
+    assert done == ["synchronize", "destroy"]
+
+
 def test_a_warning_of_cupy_is_no_failure(monkeypatch):
     """CuPy 14 warns at the import where it does not find the library."""
     with warnings.catch_warnings():

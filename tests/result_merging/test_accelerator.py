@@ -75,7 +75,8 @@ def train(run, steps):
 def captured(run, graphs):
     assert why_not(run.engine, run.merger) is None
     schedule = Schedule(RULE.lr, False, RULE.warmup, STEPS, RULE.clip_norm)
-    return CapturedSteps(run.engine, run.merger, run.optimizer, schedule, graphs)
+    run.steps = CapturedSteps(run.engine, run.merger, run.optimizer, schedule, graphs)
+    return run.steps
 
 
 def by_the_host(run):
@@ -97,7 +98,7 @@ def test_ranks_train_as_one_and_replays_as_eager_steps(path, device, merge):
         weights[way] = run.weights()
         np.testing.assert_allclose(weights[way], alone.weights(), atol=2e-3)
         assert len({w.tobytes() for w in world().gather(weights[way])}) == 1
-        run.merger.close()
+        run.close()
     np.testing.assert_array_equal(weights["replayed"], weights["eager"])
     np.testing.assert_allclose(weights["host"], weights["eager"], atol=1e-6)
 
@@ -117,7 +118,7 @@ def test_lamb_is_replayed_also_where_ranks_own_parts_of_a_layer(path, device, me
         np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=2e-3)
         np.testing.assert_allclose(run.weights(), alone.weights(), atol=2e-3)
         weights.append(run.weights())
-        run.merger.close()
+        run.close()
     np.testing.assert_array_equal(*weights)
 
 
@@ -128,7 +129,7 @@ def test_the_pinned_window_sums_between_nodes(path, device):
     run.merger = Pinned(run.model.store, run.comm.on(device), node)
     train(alone, by_the_host(alone)), train(run, captured(run, True))
     np.testing.assert_allclose(run.weights(), alone.weights(), atol=2e-4)
-    run.merger.close()
+    run.close()
     node.free()
 
 
@@ -185,7 +186,7 @@ def test_the_order_of_a_step(path, device, merge, monkeypatch):
         if number == 9:
             break
     assert [entry.split(" ")[0] if entry.startswith("replay") else entry for entry in device.log] == ORDER[merge]
-    run.merger.close()
+    run.close()
 
 
 @pytest.mark.parallel([2])
@@ -200,7 +201,7 @@ def test_flags_of_one_rank_reach_all_with_the_last_step_that_is_under_way(path, 
     told = [t for _, t in in_order(captured(run, True), batches, 0, asked)]
     assert [number for number, t in enumerate(told) if t.stop] == [8 + AHEAD]
     assert [number for number, t in enumerate(told) if t.save] == [3 + AHEAD]
-    run.merger.close()
+    run.close()
 
 
 @pytest.mark.parallel([2])
@@ -217,7 +218,7 @@ def test_gpus_that_are_late_take_the_same_steps(path, device, merge):
         with np.errstate(all="ignore"):
             told.append([t for _, t in in_order(steps, run.training.epoch(0, 5), 0)])
         weights.append(run.weights())
-        run.merger.close()
+        run.close()
     assert [(t.count, t.finite) for t in told[0]] == [(t.count, t.finite) for t in told[1]]
     assert sum(not t.finite for t in told[0]) == 1
     np.testing.assert_array_equal(*weights)
@@ -307,7 +308,7 @@ def test_ranks_on_emulated_gpus_train_as_one_on_the_cores(path, monkeypatch, lay
     totals = train(run, captured(run, True) if layout.get("merge") else by_the_host(run))
     np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=3e-2)
     np.testing.assert_allclose(run.whole(), alone.whole(), atol=3e-2)
-    run.merger.close()
+    run.close()
 
 
 @pytest.mark.gpu
@@ -324,7 +325,7 @@ def test_ranks_on_real_gpus_train_as_one_on_the_cores(path, precision):
     np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=3e-2)
     np.testing.assert_allclose(run.whole(), alone.whole(), atol=3e-2)
     assert len({w.tobytes() for w in world().gather(run.weights())}) == 1
-    run.merger.close()
+    run.close()
 
 
 @pytest.mark.gpu
@@ -341,5 +342,5 @@ def test_ranks_on_real_gpus_end_with_the_bits_of_one(path, merge):
         train(run, steps)
         assert steps.replays
         weights.append(run.weights())
-        run.merger.close()
+        run.close()
     np.testing.assert_array_equal(*weights)

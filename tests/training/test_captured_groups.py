@@ -36,9 +36,9 @@ def assembled(path, device, merge, **settings):
 
 def steps_of(run, clip=RULE.clip_norm, graphs=True):
     assert why_not(run.engine, run.merger) is None
-    return CapturedSteps(
-        run.engine, run.merger, run.optimizer, Schedule(RULE.lr, False, RULE.warmup, STEPS, clip), graphs
-    )
+    schedule = Schedule(RULE.lr, False, RULE.warmup, STEPS, clip)
+    run.steps = CapturedSteps(run.engine, run.merger, run.optimizer, schedule, graphs)
+    return run.steps
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -58,7 +58,7 @@ def test_replays_are_the_bits_of_one_rank_that_the_host_tells(path, monkeypatch,
         assert train(run, steps, STEPS) == expected
         assert steps.replays == graphs == any(entry.startswith("replay") for entry in device.log)
         np.testing.assert_array_equal(run.weights(), alone.weights())
-        run.merger.close()
+        run.close()
 
 
 # What the host does for a replayed step of two ranks, the third that is under way. The exact merger exchanges once, the
@@ -87,7 +87,7 @@ def test_the_order_of_a_step(path, monkeypatch, merge):
     alone = ["replay", "mark", "wait"]
     assert [entry.split()[0] for entry in device.log] == (alone if world().size == 1 else ORDER[merge])
     assert device.log[-1] == f"wait {marks[-1 - AHEAD + 1]}"
-    run.merger.close()
+    run.close()
 
 
 @pytest.mark.parallel([2, 3])
@@ -106,4 +106,4 @@ def test_what_a_rank_asks_for_is_heard_once(path, monkeypatch, merge, groups):
         told = [totals for _, totals in in_order(steps, run.training.epoch(0, 5), 0, asked)]
         assert [number for number, totals in enumerate(told) if totals.stop] == [8 + steps.ahead]
         assert [number for number, totals in enumerate(told) if totals.save] == [3 + steps.ahead]
-        run.merger.close()
+        run.close()
