@@ -85,7 +85,8 @@ class TestReplayedSteps:
             device = Cuda(0, precision=precision)
         else:
             device = opened(monkeypatch, installed(monkeypatch), precision=precision)
-        run, _, totals = taken_by(device, path, settings, rule)
+        run, steps, totals = taken_by(device, path, settings, rule)
+        assert steps.replays
         for ours, theirs in zip(totals, expected, strict=True):
             assert (ours.count, ours.finite, ours.stop) == (theirs.count, theirs.finite, theirs.stop)
             assert ours.loss == pytest.approx(theirs.loss, rel=tolerance)
@@ -109,6 +110,7 @@ class TestReplayedSteps:
         else:
             device = opened(monkeypatch, installed(monkeypatch), times=(2.0, 1.0))
         run, steps, totals = taken_by(device, path, settings, rule)
+        assert steps.replays
         assert {shape.at_once for shape in steps._shapes.values()} == {True}
         assert [t.loss for t in totals] == pytest.approx([t.loss for t in expected], rel=1e-4)
         np.testing.assert_allclose(run.whole(), other.whole(), rtol=1e-3, atol=2e-4)

@@ -322,6 +322,7 @@ def test_ranks_on_real_gpus_train_as_one_on_the_cores(path, precision):
     run = assemble(path, world(), device=device, merge="auto", precision=precision, **SETTINGS)
     assert run.merger.name in ("flat" if world().size == 1 else ACCELERATED)
     totals = train(run, captured(run, True))
+    assert run.steps.replays
     np.testing.assert_allclose([t.loss for t in totals], [t.loss for t in expected], rtol=3e-2)
     np.testing.assert_allclose(run.whole(), alone.whole(), atol=3e-2)
     assert len({w.tobytes() for w in world().gather(run.weights())}) == 1
