@@ -50,7 +50,10 @@ class CudaProducts(CudaKernels):
     def input_gradient(
         self, dy_BO: Array, W_IO: Array, dx_BI: Array, x_BI: Array | None = None, mask: Array | None = None
     ) -> None:
-        """dx = dy W^T; where x, the output of a relu, is given, dx is that of its input. `mask` is that of `linear`."""
+        """dx = dy W^T; where x, the output of a relu, is given, dx is that of its input. `mask` is that of `linear`.
+
+        Of a relu's input that was exactly 0 cublasLt may keep that it was positive, which does no harm.
+        """
         if not dx_BI.size:
             return
         kept = x_BI is not None and mask is not None and self._masks.get(address(mask), False)

@@ -140,7 +140,7 @@ def compute(about: dict[Any, Any], add: float, pointers: Any, shapes: Any, facto
             result *= np.unpackbits(mask, axis=1, bitorder="little")[:, : len(d)].T
         else:
             bits = np.zeros((d.shape[1], about[lt.AUX_LD]), np.uint8)
-            bits[:, : len(d)] = (result > 0).T
+            bits[:, : len(d)] = (result >= 0).T  # NVIDIA does not say what is kept of 0 itself; nobody may rely on it
             mask[:] = np.packbits(bits, axis=1, bitorder="little")
     if epilogue in (lt.RELU_BIAS, lt.RELU_AUX_BIAS):
         result = np.maximum(result, 0)

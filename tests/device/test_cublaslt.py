@@ -62,7 +62,8 @@ def test_a_layer_forward_and_backward_is_that_of_the_expressions(kernels, kind, 
     kernels = kernels() if kernels else Place.gpu.kernels
     for rows, inputs, outputs in SHAPES:
         x, W, dy = (to_bits(normal(*s), kind) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
-        x = np.maximum(to_numbers(x, kind), 0)  # the output of a relu
+        z = to_numbers(x, kind)  # none of them 0, of which no mask has to tell whether it is positive
+        x = np.maximum(z, 0)  # the output of a relu
         b = normal(outputs, seed=1)
         y, expected = on(np.zeros((rows, outputs), TYPES[kind])), np.zeros((rows, outputs), np.float32)
         mask = on(np.zeros((rows, kernels.mask_bytes(outputs)), np.uint8)) if kernels.lt else None
@@ -83,7 +84,7 @@ def test_a_layer_forward_and_backward_is_that_of_the_expressions(kernels, kind, 
         below = on(np.zeros((rows, kernels.mask_bytes(inputs)), np.uint8)) if kernels.lt else None
         eye, nothing = on(to_bits(np.eye(inputs, dtype=np.float32), kind)), on(np.zeros(inputs, TYPES[kind]))
         again = on(np.zeros((rows, inputs), TYPES[kind]))
-        kernels.linear(on(to_bits(x, kind)), eye, nothing, again, True, below)
+        kernels.linear(on(to_bits(z, kind)), eye, nothing, again, True, below)
         kernels.input_gradient(on(dy), on(W), dx, again, below)
         np.testing.assert_allclose(to_numbers(values(dx), kind), expected_dx * (x > 0), **close(kind))
 
