@@ -131,6 +131,8 @@ def compute(about: dict[Any, Any], add: float, pointers: Any, shapes: Any, facto
     assert (left.shape[0], right.shape[1]) == d.shape
     result = left @ right * factor + (add * d if add else 0)
     epilogue = about[lt.EPILOGUE]
+    if epilogue == lt.RELU_AUX_BIAS:  # as some GPUs have it
+        result = to_numbers(to_bits(np.ascontiguousarray(result, np.float32), kinds[2]), kinds[2])
     if epilogue in (lt.BIAS, lt.RELU_BIAS, lt.RELU_AUX_BIAS):
         result += bias_of(about[lt.BIAS_POINTER], len(d), shapes[2][0])[:, None]
     if epilogue in (lt.RELU_AUX_BIAS, lt.DRELU):
