@@ -53,12 +53,12 @@ def fit(run: Run) -> int:
                     reason = _end_epoch(run)
             return _end(run, reason)
     finally:
-        steps.close()
         for rows in (run.training.rows, run.validation, run.test):
             if rows is not None:
                 rows.close()
         progress.close()
         run.folder.close()
+        steps.close()  # last, as a GPU that is lost says so once more
 
 
 def _train_epoch(run: Run, steps: Steps, progress: Any) -> str:
