@@ -6,6 +6,8 @@ column-major ones of the transposed shape to cublasLt, which is why its operands
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +27,7 @@ class CudaProducts(CudaKernels):
         self.lt = lt
         self.capturable = lt is not None
         self._masks: dict[int, bool] = {}  # by address, whether a mask of relu was written there
+        self._together: dict[Any, bool] = {}  # whether one kernel for dW and db pays, by their types and shapes
         self.name = f"CUDA kernels, products by {'CuPy' if lt is None else 'cublasLt'}"
 
     def mask_bytes(self, width: int) -> int:
@@ -67,9 +70,24 @@ class CudaProducts(CudaKernels):
                 if db_O is not None:
                     db_O.fill(0)
             return
-        fits = db_O is not None and not add
-        if not (fits and self._fused(x_BI.T, dy_BO, dW_IO, epilogue=BGRADA, bias=address(db_O))):
-            super().weight_gradient(x_BI, dy_BO, dW_IO, db_O, add)
+        apart = partial(super().weight_gradient, x_BI, dy_BO, dW_IO, db_O, add)
+        together = partial(self._fused, x_BI.T, dy_BO, dW_IO, epilogue=BGRADA, bias=address(db_O))
+        fits = db_O is not None and not add and self._pays((dy_BO.dtype, x_BI.shape, dy_BO.shape), together, apart)
+        if not (fits and together()):
+            apart()
+
+    def _pays(self, product: Any, together: Callable[[], bool], apart: Callable[[], None]) -> bool:
+        """Whether sums within a product are no slower than sums behind it, as they are in some large ones.
+
+        Both are measured where algorithms are, else they are taken together, as they are where CuPy would multiply. The
+        arrays then hold what either made of them.
+        """
+        time = None if self.lt is None else self.lt.time
+        if time is not None and product not in self._together:
+            capturable, self.capturable = self.capturable, True
+            self._together[product] = together() and (time(together) <= time(apart) or not self.capturable)
+            self.capturable = capturable
+        return self._together.get(product, True)
 
     def multiply(self, a: Array, b: Array, out: Array, add: bool = False) -> None:
         if self._fused(a, b, out, epilogue=PLAIN, add=add):

@@ -160,6 +160,32 @@ def test_what_is_added_is_added_once_also_when_algorithms_are_measured():
     np.testing.assert_allclose(values(dW), 1 + x.T @ dy, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("refused", [(), (lt.PLAIN,), (lt.BGRADA,)], ids=["all", "no plain one", "no sums"])
+@pytest.mark.parametrize("apart", [1.0, 3.0])
+def test_sums_are_taken_within_a_product_or_behind_it_whichever_is_faster(apart, refused):
+    """Not by CuPy, as long as there is another way, and that it was measured is no reason not to capture."""
+    events = []
+
+    def time(launch) -> float:
+        before = len(events)
+        launch()
+        return apart if ("launch", "column_sums_f32") in events[before:] else 2.0
+
+    kernels = products(refused, time)
+    events = kernels.xp.events
+    x, dy = normal(4, 8), normal(4, 3)
+    for _ in range(2):
+        dW, db = on(np.full((8, 3), np.nan, np.float32)), on(np.full(3, np.nan, np.float32))
+        events.clear()
+        kernels.weight_gradient(on(x), on(dy), dW, db, False)
+        np.testing.assert_allclose(values(dW), x.T @ dy, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(values(db), dy.sum(axis=0), rtol=1e-5, atol=1e-5)
+    behind = lt.BGRADA in refused or (apart < 2 and lt.PLAIN not in refused)
+    launched = [event[1] for event in events if event[0] == "launch"]
+    assert launched == ["cublasLtMatmul", *["column_sums_f32"] * behind]
+    assert kernels.capturable
+
+
 @pytest.mark.parametrize(("tf32", "compute"), [(False, 68), (True, 77)])
 def test_tf32_is_asked_for_by_name(tf32, compute):
     kernels = products()

@@ -212,7 +212,7 @@ def test_a_run_whose_gpu_is_lost_goes_on_from_its_last_checkpoint(train, gpu, la
     options = ("--checkpoint-every", 2, "--epochs", 6)
     _, whole = train(*options, name="whole")
     cupy = gpu(late)
-    do, left = cupy.do, iter(range(300))
+    do, left = cupy.do, iter(range(450))  # what is measured in the first steps, too
 
     def lost(event, work, stream=None):
         def counted():
