@@ -1,5 +1,7 @@
 /* A part of cuda.cu: rows by number, changed or as they are, and the batch that comes next. */
 
+#define AT_ONCE 4 /* numbers that a thread has under way: reads behind a write wait for those before it */
+
 /* --- rows by number from the file's type to standardised operands, with their labels --- */
 
 template <class From, class To>
@@ -10,9 +12,18 @@ FN void gather_rows(const From *images, const int *labels, const i64 *index, i64
         const From *from = images + index[row] * features;
         To *to = out + row * features;
         if (labels && threadIdx.x == 0) t[row] = labels[index[row]];
-        for (i64 f = threadIdx.x; f < features; f += blockDim.x) {
-            i64 k = scalar ? 0 : f;
-            put(to[f], mp_normalise((float)from[f], mean[k], inverse_std[k]));
+#pragma unroll 1
+        for (i64 first = threadIdx.x; first < features; first += AT_ONCE * blockDim.x) {
+            From raw[AT_ONCE];
+            float middle[AT_ONCE], inverse[AT_ONCE];
+            for (int n = 0; n < AT_ONCE; ++n) {
+                i64 f = first + n * blockDim.x, here = f < features ? f : first, k = scalar ? 0 : here;
+                raw[n] = from[here], middle[n] = mean[k], inverse[n] = inverse_std[k];
+            }
+            for (int n = 0; n < AT_ONCE; ++n) {
+                i64 f = first + n * blockDim.x;
+                if (f < features) put(to[f], mp_normalise((float)raw[n], middle[n], inverse[n]));
+            }
         }
     }
 }
@@ -65,11 +76,22 @@ FORMATS(GATHERS)
 KERNEL pick(const int *labels, const i64 *index, i64 rows, int *t) { EACH(row, rows) t[row] = labels[index[row]]; }
 
 /* The batch from place *cursor of the epoch's order on; whoever comes next stands behind it. One block. */
-KERNEL deal(const i64 *index_N, const unsigned *keys_N, i64 *cursor, i64 rows, i64 *index, unsigned *keys)
+KERNEL __launch_bounds__(MOST) deal(const i64 *index_N, const unsigned *keys_N, i64 *cursor, i64 rows, i64 *index, unsigned *keys)
 {
-    i64 first = *cursor;
-    for (i64 row = threadIdx.x; row < rows; row += blockDim.x)
-        index[row] = index_N[first + row], keys[row] = keys_N[first + row];
+    i64 begin = *cursor;
+#pragma unroll 1
+    for (i64 first = threadIdx.x; first < rows; first += AT_ONCE * blockDim.x) {
+        i64 found[AT_ONCE];
+        unsigned key[AT_ONCE];
+        for (int n = 0; n < AT_ONCE; ++n) {
+            i64 row = first + n * blockDim.x, here = begin + (row < rows ? row : first);
+            found[n] = index_N[here], key[n] = keys_N[here];
+        }
+        for (int n = 0; n < AT_ONCE; ++n) {
+            i64 row = first + n * blockDim.x;
+            if (row < rows) index[row] = found[n], keys[row] = key[n];
+        }
+    }
     __syncthreads();
-    if (threadIdx.x == 0) *cursor = first + rows;
+    if (threadIdx.x == 0) *cursor = begin + rows;
 }
