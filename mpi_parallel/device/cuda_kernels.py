@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpi_parallel.device.cuda_small import STATIC, SmallPasses
+from mpi_parallel.device.cuda_small import STATIC, TICKETS, SmallPasses
 from mpi_parallel.device.expressions import Expressions, threshold
 from mpi_parallel.device.interface import Array, Augmentation, Pace, Raw, Schedule, SmallNetwork
 from mpi_parallel.device.rule_expressions import steady
@@ -24,6 +24,7 @@ OPTIONS = ("--std=c++14", "--fmad=false")  # no contraction: the arithmetic of t
 FORMATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", np.dtype(np.uint16): "bf16"}  # of operands
 FILES = {np.dtype(t): n for t, n in (("u1", "u8"), ("u2", "u16"), ("i2", "i16"), ("f4", "f32"), ("f8", "f64"))}
 THREADS = 256  # of a block, where rows do not say otherwise
+MOST = 1024  # threads that a block may have
 BLOCKS = 2048  # enough to fill a GPU: larger grids loop
 FEW_CLASSES = 32  # up to here a thread takes a row of logits, beyond a block
 PARTS = 256  # partial sums of squares
@@ -62,7 +63,7 @@ class CudaKernels(Expressions):
         self._scores = [cupy.zeros((2, 0), np.float32)]
         runtime = cupy.cuda.runtime
         shared = runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, runtime.getDevice())
-        self._small = SmallPasses(self._launch, shared, self._ticket)
+        self._small = SmallPasses(self._launch, shared, self._ticket, cupy.zeros(TICKETS, np.uint32))
 
     def gather(self, raw: Raw, index_B: Array, x_BF: Array, t_B: Array) -> None:
         rows, features = x_BF.shape
@@ -142,7 +143,8 @@ class CudaKernels(Expressions):
         self._each("check", a.size, a, np.int64(a.size), bad)
 
     def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None:
-        self._launch("deal", 1, (THREADS,), index_N, keys_N, cursor, np.int64(len(index_B)), index_B, keys_B)
+        rows, threads = len(index_B), THREADS if len(index_B) <= THREADS else MOST
+        self._launch("deal", 1, (threads,), index_N, keys_N, cursor, np.int64(rows), index_B, keys_B)
 
     def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None:
         base, cosine, *rest = schedule

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,13 @@ from mpi_parallel.device.expressions import threshold
 from mpi_parallel.device.interface import Array, SmallNetwork
 
 # As in small.cu and small_tiles.cu.
-DEEPEST, DEEP, SIDE, THREADS, TOGETHER, ABREAST = 6, 128, 32, 512, 2, 256
+DEEPEST, ABREAST, LOADS = 6, 256, 8
+THREADS = {32: 512, 64: 256}  # of a block, by the side of its tile
 MOST_CLASSES = 32  # a thread takes the loss of a row
 MOST_ROWS = 4096  # of more it is the products that take time, and cublasLt that has the better ones
+MANY_ROWS = 512  # of more the tiles are large, and more rows together in a block
+FULL = {32: 128, 64: 256}  # blocks that are enough for a GPU: rows and terms are shared out among so many
+TICKETS = 128  # tiles that several blocks may share, at most
 MOST_BLOCKS = 512  # of those that take rows through the layers: more would only read the weights again
 LARGEST = 2**31 - 1  # places are counted in int
 MOST_NUMBERS = 1 << 26  # to compute in, 256 MiB: with more, products are what takes time
@@ -35,24 +39,35 @@ LAYERS = np.dtype(
 Launch = Callable[..., None]  # CudaKernels._launch
 
 
+class Plan(NamedTuple):
+    """How a batch of so many rows goes through; of the shapes alone, and so is the order of all sums."""
+
+    side: int  # of a tile
+    together: int  # rows of a block in small_rows
+    length: int  # terms of a slice of the first layer's sums
+    slices: int
+    tiles: int  # of the gradients
+    share: int  # rows of which a block makes the sums of a tile
+    shares: int
+
+
 class SmallPasses:
     """The kernels, for networks that fit into the shared memory of a block."""
 
-    def __init__(self, launch: Launch, shared_bytes: int, ticket: Array) -> None:
-        """`shared_bytes` is what a block may have, and `ticket` (1,) uint32 zero between launches."""
-        self._launch, self._shared_bytes, self._ticket = launch, shared_bytes, ticket
+    def __init__(self, launch: Launch, shared_bytes: int, ticket: Array, tickets: Array) -> None:
+        """`shared_bytes` is what a block may have; `ticket` (1,) and `tickets` (TICKETS,), uint32, stay zero."""
+        self._launch, self._shared_bytes, self._ticket, self._tickets = launch, shared_bytes, ticket, tickets
 
     def numbers(self, network: SmallNetwork, rows: int) -> int:
         """float32 numbers that `run` computes in; 0 where it cannot take so many rows of this network."""
         widths = network.widths
         narrow = max(widths[1:]) <= ABREAST and widths[-1] <= MOST_CLASSES
         few = 0 < rows <= MOST_ROWS and 2 <= len(widths) - 1 <= DEEPEST
-        if not (few and narrow and _shared(widths) <= self._shared_bytes - STATIC):
+        if not (few and narrow and _shared(widths, 2) <= self._shared_bytes - STATIC):
             return 0
-        parts, kept = _sizes(widths, rows)
-        places = max(parts, kept, max(rows, 2 * ABREAST) * widths[0])  # all weights are fewer than the last of these
-        numbers = parts + kept + 2 * rows
-        return 0 if places > LARGEST or numbers > MOST_NUMBERS else numbers
+        sizes = _sizes(widths, rows, self._plan(widths, rows))
+        places = max(*sizes, max(rows, 2 * ABREAST) * widths[0])  # all weights are fewer than the last of these
+        return 0 if places > LARGEST or sum(sizes) > MOST_NUMBERS else sum(sizes)
 
     def run(
         self, network: SmallNetwork, x_BF: Array, keys_B: Array, t_B: Array, weights: Array, merged: Array, room: Array
@@ -60,18 +75,34 @@ class SmallPasses:
         """See Expressions.small_pass; `room` has `numbers`."""
         widths, layers, rows = network.widths, _layers(network), np.int32(len(x_BF))
         count, tail = len(x_BF), merged[weights.size :]
-        parts, kept = _sizes(widths, count)
-        cuts = list(accumulate((parts, kept, count, count), initial=0))
-        part, keep, loss, hits = (room[start:stop] for start, stop in pairwise(cuts))
-        first = _tiles(count) * _tiles(widths[1]) * _slices(widths)
-        self._launch("small_first", first, (THREADS,), x_BF, weights, rows, layers, part)
+        plan = self._plan(widths, count)
+        cuts = list(accumulate(_sizes(widths, count, plan), initial=0))
+        part, keep, shares, loss, hits = (room[start:stop] for start, stop in pairwise(cuts))
+        first = _tiles(count, plan.side) * _tiles(widths[1], plan.side) * plan.slices
+        self._launch(
+            f"small_first_{plan.side}", first, (THREADS[plan.side],), x_BF, weights, rows, layers,
+            np.int32(plan.length), part,
+        )  # fmt: skip
         drop = np.uint32(threshold(network.dropout)), np.float32(1 / (1 - network.dropout))
         self._launch(
-            "small_rows", min(MOST_BLOCKS, -(-count // TOGETHER)), (ABREAST,), part, weights, keys_B, t_B, rows, layers,
-            *drop, keep, loss, hits, tail, self._ticket, shared=_shared(widths),
+            f"small_rows_{plan.together}", min(MOST_BLOCKS, -(-count // plan.together)), (ABREAST,), part, weights,
+            keys_B, t_B, rows, layers, np.int32(plan.slices), *drop, keep, loss, hits, tail, self._ticket,
+            shared=_shared(widths, plan.together),
         )  # fmt: skip
-        tiles = sum(_tiles(ins) * _tiles(outs) for ins, outs in pairwise(widths))
-        self._launch("small_weights", tiles, (THREADS,), x_BF, keep, rows, layers, merged, tail[-1:])
+        self._launch(
+            f"small_weights_{plan.side}", plan.tiles * plan.shares, (THREADS[plan.side],), x_BF, keep, rows, layers,
+            np.int32(plan.share), shares, merged, tail[-1:], self._tickets,
+        )  # fmt: skip
+
+    def _plan(self, widths: tuple[int, ...], rows: int) -> Plan:
+        side = 64 if rows > MANY_ROWS else 32
+        length = deep = THREADS[side] * LOADS // side
+        if side == 64:  # else a slice is as long as what is at hand
+            length = _part(widths[0], FULL[side] // (_tiles(rows, side) * _tiles(widths[1], side)), deep)
+        tiles = sum(_tiles(ins, side) * _tiles(outs, side) for ins, outs in pairwise(widths))
+        share = _part(rows, FULL[side] // tiles, deep)
+        together = 4 if side == 64 and _shared(widths, 4) <= self._shared_bytes - STATIC else 2
+        return Plan(side, together, length, -(-widths[0] // length), tiles, share, -(-rows // share))
 
 
 @lru_cache(maxsize=16)
@@ -88,20 +119,23 @@ def _layers(network: SmallNetwork) -> NDArray[Any]:
     return layers
 
 
-def _shared(widths: tuple[int, ...]) -> int:
+def _shared(widths: tuple[int, ...], together: int) -> int:
     """Bytes of `room` in small_rows."""
     weights = sum((ins + 1) * (outs | 1) for ins, outs in pairwise(widths[1:]))
-    return FLOAT * (weights + TOGETHER * sum(widths[1:-1]) + 3 * TOGETHER * ABREAST)
+    return FLOAT * (-(-weights // 4) * 4 + together * (sum(widths[1:-1]) + 3 * ABREAST))
 
 
-def _sizes(widths: tuple[int, ...], rows: int) -> tuple[int, int]:
-    """Numbers of the parts of the first layer's sums, and of what rows keep."""
-    return _slices(widths) * rows * widths[1], rows * (sum(widths[1:-1]) + sum(widths[1:]))
+def _sizes(widths: tuple[int, ...], rows: int, plan: Plan) -> tuple[int, ...]:
+    """Numbers of the parts of the first layer's sums, of what rows keep, of shares of gradients, losses and hits."""
+    of_tile = plan.side * (plan.side + 1)
+    shares = plan.tiles * plan.shares * of_tile if plan.shares > 1 else 0
+    return plan.slices * rows * widths[1], rows * (sum(widths[1:-1]) + sum(widths[1:])), shares, rows, rows
 
 
-def _slices(widths: tuple[int, ...]) -> int:
-    return -(-widths[0] // DEEP)
+def _part(whole: int, parts: int, unit: int) -> int:
+    """What each of so many at most takes of it, a multiple of the unit."""
+    return -(-whole // (max(1, parts) * unit)) * unit
 
 
-def _tiles(length: int) -> int:
-    return -(-length // SIDE)
+def _tiles(length: int, side: int) -> int:
+    return -(-length // side)

@@ -116,7 +116,7 @@ class TestReplayedSteps:
         np.testing.assert_allclose(run.whole(), other.whole(), rtol=1e-3, atol=2e-4)
         if where == "emulated":
             front = device.xp.recorded[-1][:5]
-            launched = ["deal", "gather_u8_f32", "small_first", "small_rows", "small_weights"]
+            launched = ["deal", "gather_u8_f32", "small_first_32", "small_rows_2", "small_weights_32"]
             assert front == [("launch", name) for name in launched]
 
     @pytest.mark.parametrize("rule", RULES)

@@ -15,6 +15,8 @@ from tests.once import once
 # V100, where the toolkit still has it, else T4; A100, H100, B200, RTX 50.
 PROPERTIES = re.compile(r"Function properties for (\w+)\W+\w*\W+(\d+) bytes stack .* (\d+) bytes spill stores, (\d+)")
 GENERATIONS = (80, 90, 100, 120)
+# CuPy asks for these by itself (14.2): subnormal float32 numbers count as 0, which none of our tolerances sees.
+BY_CUPY = "-ftz=true", "--device-as-default-execution-space"
 
 
 class NVRTC:
@@ -65,13 +67,13 @@ def test_every_kernel_compiles_for_every_generation_without_spills(nvrtc):
     compiled = [max(70, known[0]), *(number for number in GENERATIONS if number in known)]
     assert 80 in compiled
     assert 90 in compiled
-    options = [(f"--gpu-architecture=sm_{number}", "--ptxas-options=-v", *OPTIONS) for number in compiled]
+    options = [(f"--gpu-architecture=sm_{number}", "--ptxas-options=-v", *OPTIONS, *BY_CUPY) for number in compiled]
     with ThreadPoolExecutor(2) as threads:
         logs = list(threads.map(lambda chosen: nvrtc.compile(source(), *chosen), options))
     for number, log in zip(compiled, logs, strict=True):
         assert "cuda.cu(" not in log  # where a warning would be
         told = PROPERTIES.findall(log)
-        assert len([kernel for kernel, *_ in told if not kernel.startswith("__")]) == 63  # the others are CUDA's
+        assert len([kernel for kernel, *_ in told if not kernel.startswith("__")]) == 66  # the others are CUDA's
         assert [kernel for kernel, *numbers in told if numbers != ["0", "0", "0"]] == [], f"sm_{number}"
 
 

@@ -73,6 +73,20 @@ def test_gradients_and_tail_are_those_of_the_layers(kernels, widths, rows, dropo
     np.testing.assert_array_equal(merged[-TAIL + 1 :], expected[-TAIL + 1 :])
 
 
+@pytest.mark.parametrize("widths", [(5, 3, 2), (129, 1, 7, 1), (500, 70, 3)], ids=str)
+def test_of_many_rows_the_tiles_are_large_and_blocks_share_them(kernels, widths):
+    told, arrays = arguments(widths, 513, dropout=0.2)
+    plan = kernels._small._plan(widths, 513)
+    assert (plan.side, plan.together) == (64, 4)
+    assert plan.shares > 1
+    assert (plan.slices > 1) == (widths[0] > 5)
+    assert (plan.share == plan.length == 2 * 32) == (widths[0] == 500)  # more than once what is at hand
+    for _ in range(2):  # the tickets are wound up
+        merged, expected = run(kernels, told, arrays), expected_of(told, arrays)
+        np.testing.assert_allclose(merged, expected, rtol=2e-5, atol=2e-5 * np.abs(expected[:-TAIL]).max())
+        np.testing.assert_array_equal(merged[-TAIL + 1 :], expected[-TAIL + 1 :])
+
+
 def test_the_same_launch_gives_the_same_bits(kernels):
     told, arrays = arguments(NETWORKS[0], 130)
     np.testing.assert_array_equal(run(kernels, told, arrays), run(kernels, told, arrays))
@@ -107,12 +121,13 @@ def test_which_networks_fit(kernels):
     assert not numbers((784, 250, 250, 10))  # more than a block's shared memory
     assert not numbers((9, 8, 8, 8, 8, 8, 8, 2))
     assert not numbers((LARGEST // 1024, 8, 2), 1025)
-    assert not numbers((150_528, 256, 128, 10), 4096)  # more memory than it is worth
-    assert _shared((784, 128, 64, 10)) < (48 << 10) - STATIC
+    assert not numbers((150_528, 256, 128, 10), 512)  # more memory than it is worth
+    assert numbers((784, 128, 64, 10), 4096) == 4096 * (2 * 128 + 128 + 64 + 128 + 64 + 10 + 2) + 29 * 8 * 64 * 65
+    assert _shared((784, 128, 64, 10), 2) < (48 << 10) - STATIC
 
 
 def test_a_launch_asks_for_shared_memory_where_what_it_has_ends(kernels):
-    """784-144-62-10 wants what is left of 48 KiB beside the kernel's own and 16 bytes more."""
+    """784-144-62-10 wants about what is left of 48 KiB beside the kernel's own."""
     told, arrays = arguments((784, 144, 62, 10), 3)
-    assert _shared(told.widths) == 47104
+    assert _shared(told.widths, 2) == 47104
     np.testing.assert_allclose(run(kernels, told, arrays)[:-TAIL], expected_of(told, arrays)[:-TAIL], atol=1e-4)

@@ -241,7 +241,7 @@ def test_a_run_whose_network_is_small_enough_to_be_passed_at_once(train, gpu):
         cupy = gpu(True, times=times)
         _, events = train(*options, name=name)
         ends[name] = [event["train_loss"] for event in events if event["event"] == "epoch"], events[-1]
-        assert (("launch", "small_rows") in cupy.recorded[-1]) == (name == "at once")
+        assert (("launch", "small_rows_2") in cupy.recorded[-1]) == (name == "at once")
     assert ends["at once"][0] == pytest.approx(ends["layers"][0], rel=1e-4)
     gpu(True, times=(2.0, 1.0))
     _, again = train(*options, "--resume", train.runs.checkpoint(10, "at once"), name="again")

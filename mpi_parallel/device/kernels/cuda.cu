@@ -33,7 +33,7 @@ FN void put(f16 &to, float a) { to.bits = mp_pack_float16(a); }
 #define EACH_ROW(row, n) for (i64 row = blockIdx.x; row < (n); row += gridDim.x)
 
 #ifndef ROOM /* shared memory of the size that a launch asks for */
-#define ROOM(name) extern __shared__ float name[]
+#define ROOM(name) extern __shared__ __align__(16) float name[]
 #endif
 
 #define MOST 1024 /* threads of a block */
@@ -68,14 +68,14 @@ FN void block_first_largest(float &value, int &place, float *values, int *places
     __syncthreads();
 }
 
-/* Whether this block is the last of the launch to get here; it sees what the others wrote before, and winds up the ticket. */
-FN bool last_block(unsigned *ticket)
+/* Whether this block is the last of so many to get here; it sees what the others wrote before, and winds up the ticket. */
+FN bool last_block(unsigned *ticket, unsigned blocks)
 {
     __shared__ bool last;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+        last = atomicAdd(ticket, 1u) == blocks - 1;
         if (last) *ticket = 0;
     }
     __syncthreads();
@@ -197,7 +197,7 @@ KERNEL __launch_bounds__(ROWS, 1)
         float *mine = z + row * classes;
         loss[row] = mp_cross_entropy(mine, mine, classes, target[row], hits + row);
     }
-    if (last_block(ticket)) add_scores(loss, hits, rows, sums, shared);
+    if (last_block(ticket, gridDim.x)) add_scores(loss, hits, rows, sums, shared);
 }
 
 /* The same; a block takes a row: for many classes */
@@ -212,7 +212,7 @@ KERNEL __launch_bounds__(ROWS, 1)
         float lost = block_cross_entropy(z + row * classes, classes, target[row], &correct, values, places);
         if (threadIdx.x == 0) loss[row] = lost, hits[row] = correct;
     }
-    if (last_block(ticket)) add_scores(loss, hits, rows, sums, shared);
+    if (last_block(ticket, gridDim.x)) add_scores(loss, hits, rows, sums, shared);
 }
 
 /* --- casts, checks, sums of squares --- */
@@ -239,7 +239,7 @@ KERNEL __launch_bounds__(MOST) squares(const float *a, i64 n, double *parts, dou
     EACH(i, n) sum += (double)a[i] * a[i];
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
-    if (last_block(ticket)) {
+    if (last_block(ticket, gridDim.x)) {
         sum = 0.0;
         for (unsigned k = threadIdx.x; k < gridDim.x; k += blockDim.x) sum += parts[k];
         sum = block_sum(sum, shared);

@@ -130,9 +130,10 @@ FN float mp_dropout(float x, unsigned row, unsigned unit, unsigned threshold, fl
 FN float mp_cross_entropy(const float *z, float *dz, int classes, int target, int *correct)
 {
     int guess = 0;
+    float largest = z[0], sum = 0.0f;
     for (int k = 1; k < classes; ++k)
-        if (z[k] > z[guess]) guess = k;
-    float largest = z[guess], of_target = z[target] - largest, sum = 0.0f;
+        if (z[k] > largest) largest = z[k], guess = k;
+    float of_target = z[target] - largest;
     for (int k = 0; k < classes; ++k) {
         dz[k] = expf(z[k] - largest);
         sum += dz[k];
@@ -188,9 +189,18 @@ FN double mp_rate(double step, double base, int cosine, double warmup, double to
     return base * 0.5 * (1.0 + MP_COS_PI(progress < 1.0 ? progress : 1.0));
 }
 
-/* The pace of a step: Expressions.advance in device/expressions.py says what, device/interface.py where it stands */
+/* beta1^t and beta2^t of the step behind `taken`, then of the one before it where this one is not taken: the four are
+ * worked out by a thread each */
+FN double mp_power(int which, double taken, double beta1, double beta2)
+{
+    double t = which < 2 ? taken + 1.0 : taken;
+    return pow(which % 2 ? beta2 : beta1, t > 1.0 ? t : 1.0);
+}
+
+/* The pace of a step: Expressions.advance in device/expressions.py says what, device/interface.py where it stands.
+ * `powers` are the four of mp_power. */
 FN void mp_advance(double *pace, const float *tail, int last, const double *squares, int terms, double base, int cosine, double warmup, double total,
-                   double clip, double beta1, double beta2, double growth)
+                   double clip, const double *powers, double growth)
 {
     double loss_scale = pace[4], good = pace[5], taken = pace[6], begun = pace[7];
     if (pace[8] != 0.0) {
@@ -205,11 +215,11 @@ FN void mp_advance(double *pace, const float *tail, int last, const double *squa
         mean *= allowed < 1.0 ? allowed : 1.0;
     }
     taken += finite;
-    double t = taken > 1.0 ? taken : 1.0, root = sqrt(1.0 - pow(beta2, t));
+    double root = sqrt(1.0 - powers[finite ? 1 : 3]);
     good = finite ? good + 1.0 : 0.0;
     pace[0] = finite ? mean : MP_NAN;
     pace[1] = mp_rate(begun, base, cosine, warmup, total);
-    pace[2] = root / (1.0 - pow(beta1, t));
+    pace[2] = root / (1.0 - powers[finite ? 0 : 2]);
     pace[3] = root;
     pace[8] = !finite && !(growth > 0.0 && !mp_not_finite(tail[0]) && loss_scale > 1.0);
     if (growth > 0.0 && !finite) loss_scale = loss_scale > 2.0 ? loss_scale / 2.0 : 1.0;

@@ -87,8 +87,10 @@ KERNEL advance(double *pace, const float *tail, int last, const double *squares,
 {
     double *row = told + ((long long)pace[7] % rows) * width;
     int from = pace[8] != 0.0 ? width : threadIdx.x;
+    __shared__ double powers[4];
+    if (threadIdx.x < 4) powers[threadIdx.x] = mp_power(threadIdx.x, pace[6], beta1, beta2);
     __syncthreads();
-    if (threadIdx.x == 0) mp_advance(pace, tail, last, squares, terms, base, cosine, warmup, total, clip, beta1, beta2, growth);
+    if (threadIdx.x == 0) mp_advance(pace, tail, last, squares, terms, base, cosine, warmup, total, clip, powers, growth);
     __syncthreads();
     for (int k = from; k < width; k += blockDim.x) row[k] = k <= last ? (double)tail[k] : pace[k - last - 1];
 }
