@@ -1,7 +1,8 @@
 /* Enough of CUDA to run kernels/cuda.cu on a CPU: blocks one after the other, the threads of a block as coroutines.
  *
  * Threads take turns at __syncthreads, in an order that can be turned round, so what depends on the order shows. A barrier
- * that some threads of a block pass and others do not, ends the program. Built by tests/device/shim.py.
+ * that some threads of a block pass and others do not, ends the program; and with cuda_races.h whatever a GPU might do in
+ * another order. Built by tests/device/shim.py.
  */
 #pragma once
 #include <math.h>
@@ -23,10 +24,14 @@
 #define __shared__ static /* there is one block at a time */
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define ROOM(name) float *name = room_of_launch /* exactly as large as it was asked for, so a sanitizer sees its end */
+#define ROOM(name) float *name = room_here() /* exactly as large as it was asked for, so a sanitizer sees its end */
 
 struct Place { unsigned x, y, z; };
-static Place threadIdx, blockIdx, blockDim, gridDim;
+static Place coordinates_of_shim[4];
+#define threadIdx coordinates_of_shim[0]
+#define blockIdx coordinates_of_shim[1]
+#define blockDim coordinates_of_shim[2]
+#define gridDim coordinates_of_shim[3]
 
 static const size_t STACK = 64 << 10;
 enum State { READY, WAITING, DONE };
@@ -43,11 +48,27 @@ static void *scheduler_fake;
 static const void *scheduler_stack;
 static size_t scheduler_size;
 static void (*kernel)(void **);
+static const char *kernel_name;
 static void **parameters;
-static bool backward;
+static bool backward, inside_kernel;
 static float *room_of_launch;
+static size_t room_size;
 
-static void yield(State state)
+#ifdef RACES
+#include "cuda_races.h"
+#else
+#define UNSEEN
+static unsigned interval;
+static void settle() {}
+static void begin_launch() {}
+static void begin_block(unsigned) {}
+static void fence() {}
+static void take_ticket(void *) {}
+#endif
+
+UNSEEN static float *room_here() { return room_of_launch; }
+
+UNSEEN static void yield(State state)
 {
     Thread &me = threads[current];
     me.state = state;
@@ -56,23 +77,24 @@ static void yield(State state)
     ENTER(me.fake, &scheduler_stack, &scheduler_size);
 }
 
-static void body()
+UNSEEN static void body()
 {
     ENTER(nullptr, &scheduler_stack, &scheduler_size);
     kernel(parameters);
     yield(DONE);
 }
 
-static inline void __syncthreads() { yield(WAITING); }
-static inline void __threadfence() {}
-static inline unsigned atomicAdd(unsigned *at, unsigned what)
+UNSEEN static inline void __syncthreads() { yield(WAITING); }
+UNSEEN static inline void __threadfence() { fence(); }
+UNSEEN static inline unsigned atomicAdd(unsigned *at, unsigned what)
 {
     unsigned old = *at;
     *at += what;
+    take_ticket(at);
     return old;
 }
 
-static void prepare(unsigned count)
+UNSEEN static void prepare(unsigned count)
 {
     for (unsigned number = 0; number < count; ++number) {
         Thread &thread = threads[number];
@@ -88,9 +110,10 @@ static void prepare(unsigned count)
 }
 
 /* All threads of a block once, to their next barrier or their end; how many came to a barrier. */
-static unsigned round_of(unsigned count)
+UNSEEN static unsigned round_of(unsigned count)
 {
     unsigned waiting = 0;
+    ++interval;
     for (unsigned turn = 0; turn < count; ++turn) {
         current = backward ? count - 1 - turn : turn;
         Thread &thread = threads[current];
@@ -98,7 +121,10 @@ static unsigned round_of(unsigned count)
         threadIdx.y = current / blockDim.x % blockDim.y;
         threadIdx.z = current / blockDim.x / blockDim.y;
         LEAVE(&scheduler_fake, thread.stack, STACK);
+        inside_kernel = true;
         swapcontext(&scheduler, &thread.context);
+        inside_kernel = false;
+        settle();
         ENTER(scheduler_fake, nullptr, nullptr);
         waiting += thread.state == WAITING;
     }
@@ -136,18 +162,21 @@ extern "C" const char *types_of(const char *name)
 
 extern "C" void turn_round(int yes) { backward = yes; }
 
-extern "C" void launch(const char *name, const unsigned *grid, const unsigned *block, unsigned long shared, void **given)
+extern "C" UNSEEN void launch(const char *name, const unsigned *grid, const unsigned *block, unsigned long shared, void **given)
 {
     kernel = find(name)->call;
+    kernel_name = name;
     parameters = given;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     unsigned count = block[0] * block[1] * block[2], blocks = grid[0] * grid[1] * grid[2];
     if (count == 0 || count > 1024 || blocks == 0) abort();
-    room_of_launch = (float *)malloc(shared);
+    room_of_launch = (float *)malloc(room_size = shared);
+    begin_launch();
     for (unsigned turn = 0; turn < blocks; ++turn) {
         unsigned number = backward ? blocks - 1 - turn : turn;
         blockIdx = {number % grid[0], number / grid[0] % grid[1], number / grid[0] / grid[1]};
+        begin_block(number);
         prepare(count);
         while (unsigned waiting = round_of(count))
             if (waiting != count) {

@@ -20,8 +20,10 @@ from tests.lacking import lacking
 
 HERE = Path(__file__).parent
 SANITIZE = "CUDA_SHIM_SANITIZE"  # set in the child process that has AddressSanitizer loaded
+RACES = "CUDA_SHIM_RACES"  # set where cuda_races.h looks on
 BUILT = "CUDA_SHIM_BUILT"  # where a process finds the library that its parent has built
 PLAIN, SANITIZED = ("-O1",), ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+WATCHED = "-O2", "-DRACES", "-fsanitize=thread"
 # What Python passes as a parameter, by the letters of cuda_shim.h.
 LETTERS = {
     "p": ("uint64", "array"),
@@ -46,14 +48,15 @@ def shim() -> Shim:
     if built:
         return Shim(Path(built))
     with tempfile.TemporaryDirectory() as folder:
-        return Shim(build(Path(folder), SANITIZED if os.environ.get(SANITIZE) else PLAIN))
+        flags = SANITIZED if os.environ.get(SANITIZE) else WATCHED if os.environ.get(RACES) else PLAIN
+        return Shim(build(Path(folder), flags))
 
 
 def build(folder: Path, flags: Sequence[str] = PLAIN) -> Path:
     """Compile the kernels with a table of them at the end; the library."""
     code = f'#include "{HERE / "cuda_shim.h"}"\n{source()}\n'
     (folder / "kernels.cpp").write_text(code)
-    common = [compiler(), "-std=c++14", "-ffp-contract=off", "-Wall", "-Wno-unused-function"]
+    common = [compiler(), "-std=c++14", "-ffp-contract=off", "-Wall", "-Wno-unused-function", "-Wno-unknown-pragmas"]
     expanded = subprocess.run([*common, "-E", folder / "kernels.cpp"], capture_output=True, text=True, check=True)
     names = re.findall(r'extern "C"\s+void\s+(\w+)\(', expanded.stdout.split("block_sum", 1)[1])
     entries = "".join(f'{{"{n}", letters({n}), [](void **g) {{ unpack({n}, g); }}}},\n' for n in names)
@@ -64,8 +67,10 @@ def build(folder: Path, flags: Sequence[str] = PLAIN) -> Path:
         "    return nullptr;\n}\n"
     )
     (folder / "kernels.cpp").write_text(code + table)
-    library, linking = folder / "kernels.so", ["-shared", "-fPIC", "-Wl,-Bsymbolic"]
-    subprocess.run([*common, *flags, *linking, folder / "kernels.cpp", "-o", library], check=True)
+    library, made = folder / "kernels.so", folder / "kernels.o"
+    subprocess.run([*common, *flags, "-fPIC", "-c", folder / "kernels.cpp", "-o", made], check=True)
+    linking = [flag for flag in flags if flag not in WATCHED]  # what looks on for races is its own library
+    subprocess.run([*common, *linking, "-shared", "-Wl,-Bsymbolic", made, "-o", library], check=True)
     return library
 
 
