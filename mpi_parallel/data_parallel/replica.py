@@ -43,19 +43,22 @@ class Replica:
             self.clock.enter("data", "bring")
             self.rows.bring(len(batch.index))
 
-    def compute(self, batch: Batch, on_ready: Ready, collect: Callable[[], None]) -> None:
-        """The same of rows that are at hand: all of it is work of the device, which can do it again by itself."""
+    def compute(self, batch: Batch, on_ready: Ready, collect: Callable[[], None], cleared: bool = False) -> None:
+        """The same of rows that are at hand: all of it is work of the device, which can do it again by itself.
+
+        `cleared`: the store's tail is zero already.
+        """
         self.store.narrow()
         groups = list(batch.groups())
         if not groups:  # the tail holds what all ranks were told of the step before
-            self.store.zero_grad()
+            self.store.zero_grad(cleared)
         for group in groups:
-            self.store.zero_grad()
+            self.store.zero_grad(cleared)
+            cleared = False
             parts = list(group.parts(self.micro_batch))
             for number, part in enumerate(parts):
                 self._accumulate(part, on_ready if part is parts[-1] else _nobody, number if len(parts) > 1 else None)
-            self.store.flag_bad()
-            self.store.count(len(group.index))
+            self.store.finish(len(group.index))
             self.clock.enter("merge", "collect")
             collect()
         self.clock.enter("other")

@@ -140,11 +140,17 @@ class CudaKernels(Expressions):
         self._launch("squares", grid, (THREADS,), a, np.int64(a.size), self._parts, out, self._ticket)
 
     def check(self, a: Array, bad: Array) -> None:
-        self._each("check", a.size, a, np.int64(a.size), bad)
+        self._each("check", a.size, a, np.int64(a.size), bad, NULL, np.float32(0))
 
-    def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None:
+    def finish(self, gradients: Array, tail: Array, rows: int) -> None:
+        n = gradients.size
+        self._each("check", n, gradients, np.int64(n), tail[-1:], tail[2:3], np.float32(rows))
+
+    def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array, tail: Array) -> None:
         rows, threads = len(index_B), THREADS if len(index_B) <= THREADS else MOST
-        self._launch("deal", 1, (threads,), index_N, keys_N, cursor, np.int64(rows), index_B, keys_B)
+        self._launch(
+            "deal", 1, (threads,), index_N, keys_N, cursor, np.int64(rows), index_B, keys_B, tail, np.int32(tail.size)
+        )
 
     def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None:
         base, cosine, *rest = schedule

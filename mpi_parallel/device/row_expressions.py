@@ -44,11 +44,12 @@ class RowExpressions:
         positions = np.arange(first, first + len(keys))[:, None] * of + shards
         keys[...] = mix(positions.astype(np.uint32) + np.uint32(salt))
 
-    def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array) -> None:
-        """The batch from place `cursor` (1,) int64 of a longer order on, which then stands behind it."""
+    def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array, tail: Array) -> None:
+        """The batch from place `cursor` (1,) int64 of a longer order on, which then stands behind it; tail = 0."""
         first = int(cursor[0])
         index_B[...], keys_B[...] = index_N[first : first + len(index_B)], keys_N[first : first + len(keys_B)]
         cursor += len(index_B)
+        tail.fill(0)
 
     def _standardise(self, images_BF: Array, raw: Raw, x_BF: Array) -> None:
         self.xp.subtract(images_BF, raw.mean, out=x_BF)

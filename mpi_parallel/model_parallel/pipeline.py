@@ -197,8 +197,7 @@ class PipelineStage:
             late.settle(ready)
             self.store.accumulating, self._late = True, 0
         if this.group_rows is not None:
-            self.store.flag_bad()
-            self.store.count(this.group_rows)
+            self.store.finish(this.group_rows)
             collect()
 
     def _settle(self) -> None:

@@ -86,16 +86,19 @@ class ParameterStore:
         if self.factors is not None:
             self.device.kernels.narrow(self.weights, self.factors, self.precision)
 
-    def zero_grad(self) -> None:
-        """Start a step: no counts, and the first backward overwrites the gradients, which spares clearing them."""
-        self.tail.fill(0)
-        self.accumulating = False
+    def zero_grad(self, cleared: bool = False) -> None:
+        """Start a step: no counts, and the first backward overwrites the gradients, which spares clearing them.
 
-    def count(self, rows: int) -> None:
-        """Add to the number of rows; in place, as a device has one launch for that and two for an element."""
-        place = self.tail[COUNT : COUNT + 1]
-        place += rows
+        `cleared`: there are no counts already.
+        """
+        if not cleared:
+            self.tail.fill(0)
+        self.accumulating = False
 
     def flag_bad(self) -> None:
         """Make tail[BAD] NaN if not all of this rank's gradients are finite, without waiting for the device."""
         self.device.kernels.check(self.gradients, self.tail[BAD : BAD + 1])
+
+    def finish(self, rows: int) -> None:
+        """The gradients are those of so many rows more, and complete: count them, and `flag_bad`."""
+        self.device.kernels.finish(self.gradients, self.tail, rows)

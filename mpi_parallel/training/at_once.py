@@ -20,7 +20,7 @@ def is_faster_at_once(engine: Replica, merger: Merger, batch: Batch, prepare: Ca
     device = engine.store.device
     if merger.collects or not (device.measures and engine.fits_at_once(batch)):
         return False  # groups that are collected take the way that depends on nothing
-    layers = partial(engine.compute, batch, merger.ready, merger.collect)
+    layers = partial(engine.compute, batch, merger.ready, merger.collect, cleared=True)
     at_once = partial(engine.compute_at_once, batch)
     at_once()  # finds its memory, of which it wants more
     engine.workspace.reset()

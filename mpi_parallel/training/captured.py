@@ -218,11 +218,11 @@ class CapturedSteps(Steps):
 
     def _front(self, shape: Shape) -> None:
         batch = shape.batch
-        self.device.kernels.deal(*self._order, self.cursor, batch.index, batch.keys)
+        self.device.kernels.deal(*self._order, self.cursor, batch.index, batch.keys, self.store.tail)
         if shape.at_once:
             self.engine.compute_at_once(batch)
         else:
-            self.engine.compute(batch, self.merger.ready, self.merger.collect)
+            self.engine.compute(batch, self.merger.ready, self.merger.collect, cleared=True)
         if self.merger.comm.size > 1:  # else the host knows
             self.device.put(self._asked, self.store.tail[STOP : SAVE + 1])
 

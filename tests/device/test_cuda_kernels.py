@@ -227,6 +227,9 @@ def test_check_and_squares(kernels, n, bad):
         a[n // 2] = bad
     kernels.check(on(a), flag)
     assert np.isnan(read(flag)[0]) == (bad is not None and n > 0)
+    tail = on(np.array([1, 2, 3, 4, 5, 0], np.float32))
+    kernels.finish(on(a), tail, 7)
+    np.testing.assert_array_equal(read(tail), [1, 2, 10, 4, 5, read(flag)[0]])
 
 
 def test_deal_hands_out_one_batch_after_the_other(kernels):
@@ -234,7 +237,9 @@ def test_deal_hands_out_one_batch_after_the_other(kernels):
     cursor = on(np.array([5]))
     for first, rows in ((5, 300), (305, 0), (305, 295)):
         index, keys = on(np.zeros(rows, np.int64)), on(np.zeros(rows, np.uint32))
-        kernels.deal(on(index_N), on(keys_N), cursor, index, keys)
+        tail = on(np.ones(6, np.float32))
+        kernels.deal(on(index_N), on(keys_N), cursor, index, keys, tail)
+        assert not values(tail).any()
         np.testing.assert_array_equal(values(index), index_N[first : first + rows])
         np.testing.assert_array_equal(values(keys), keys_N[first : first + rows])
         assert int(cursor[0]) == first + rows

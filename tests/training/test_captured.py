@@ -106,8 +106,8 @@ def test_the_order_of_a_step_and_nothing_allocated_in_it(path, monkeypatch):
     captured = [entry.removeprefix("capture ") for entry in device.log if entry.startswith("capture")]
     layer = ["weight_gradient", "input_gradient", "relu_gradient"]
     assert captured == [
-        "deal", "fill", "gather", "linear", "linear", "linear", "cross_entropy", *layer, *layer,
-        "weight_gradient", "check", "iadd", "squares", "advance", "sgd",
+        "deal", "gather", "linear", "linear", "linear", "cross_entropy", *layer, *layer,
+        "weight_gradient", "finish", "squares", "advance", "sgd",
     ]  # fmt: skip
     assert device.log[-3:] == [f"replay {len(captured)}", "mark 3", "wait 3"]
 

@@ -225,9 +225,11 @@ FORMATS(NARROW)
 WIDEN(f16)
 WIDEN(bf16)
 
-/* *bad becomes NaN where not all numbers are finite; all who find one write the same. */
-KERNEL check(const float *a, i64 n, float *bad)
+/* *bad becomes NaN where not all numbers are finite; all who find one write the same. Where rows are to be counted, that is
+ * done on the way. */
+KERNEL check(const float *a, i64 n, float *bad, float *count, float rows)
 {
+    if (count && blockIdx.x == 0 && threadIdx.x == 0) *count += rows;
     EACH(i, n) if (mp_not_finite(a[i])) *bad = MP_NAN;
 }
 

@@ -75,10 +75,12 @@ FORMATS(GATHERS)
 /* the labels alone */
 KERNEL pick(const int *labels, const i64 *index, i64 rows, int *t) { EACH(row, rows) t[row] = labels[index[row]]; }
 
-/* The batch from place *cursor of the epoch's order on; whoever comes next stands behind it. One block. */
-KERNEL __launch_bounds__(MOST) deal(const i64 *index_N, const unsigned *keys_N, i64 *cursor, i64 rows, i64 *index, unsigned *keys)
+/* The batch from place *cursor of the epoch's order on; whoever comes next stands behind it. The tail is cleared. One block. */
+KERNEL __launch_bounds__(MOST) deal(const i64 *index_N, const unsigned *keys_N, i64 *cursor, i64 rows, i64 *index, unsigned *keys,
+                                     float *tail, int length)
 {
     i64 begin = *cursor;
+    if (threadIdx.x < length) tail[threadIdx.x] = 0.0f;
 #pragma unroll 1
     for (i64 first = threadIdx.x; first < rows; first += AT_ONCE * blockDim.x) {
         i64 found[AT_ONCE];
