@@ -7,6 +7,7 @@ is no fork: MPI and threads of BLAS do not survive one.
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ class Stream:
             self.close()
             epochs, lanes = range(epoch, self.epochs), len(self.lengths)
             self._reader = Reader(self.split, self.schedule, epochs, lanes, self.buffers, self.beside, place)
-            weakref.finalize(self, self._reader.close)  # also when the program ends
+            # Nobody waits for the reader here: this may be within h5py, whose lock the reader wants, too.
+            weakref.finalize(self, self._reader.stop)
             self._current: list[Loaded | None] = [None] * len(self.lengths)
         self._epoch, self._left, self._place = epoch, rows - place * len(self.lengths), place
         without -= place * len(self.lengths)
@@ -162,6 +164,7 @@ class Reader:
         arguments = (split, schedule, epochs, buffers, beside, place)
         self.thread = Thread(target=self._read, args=arguments, name="reader", daemon=True)
         self.thread.start()
+        READING.add(self)
 
     def wait(self, lane: int) -> Loaded:
         """The lane's next window, when it is in memory."""
@@ -170,10 +173,14 @@ class Reader:
             raise window
         return window
 
-    def close(self) -> None:
-        """Stop, at the end of a window, and wait for that."""
+    def stop(self) -> None:
+        """At the end of a window."""
         self.closed.set()
         self.free.put(-1)
+
+    def close(self) -> None:
+        """Stop, and wait for that."""
+        self.stop()
         self.thread.join()
 
     def _read(
@@ -199,6 +206,16 @@ class Reader:
         except BaseException as error:  # whoever waits for a window must hear of it
             for queue in self.ready:
                 queue.put(error)
+
+
+READING: weakref.WeakSet[Reader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """No thread is to be in the midst of HDF5 when the program ends."""
+    for reader in list(READING):
+        reader.close()
 
 
 def _unheard(lane: str, name: str, begun: float, ended: float) -> None:

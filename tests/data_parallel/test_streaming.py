@@ -153,8 +153,32 @@ def test_the_reader_stops_with_its_stream(files):
     stream.start(0)
     stream.close()
     stream.start(0)
+    reader = stream._reader.thread
     del stream
+    reader.join(20)
     assert threading.active_count() == before
+
+
+def test_a_stream_that_is_dropped_within_h5py_waits_for_nobody(files):
+    """As Python's collector may do anywhere, and the reader wants h5py's lock to close its file."""
+    split = files["chunks"]
+    parts = {shard: block(len(split), 8, shard) for shard in range(8)}
+    stream = stream_shuffled(split, parts, 8, 0, Budget(holding="streaming", window=4000), ALONE)
+    stream.start(0)
+    stream.take(1)
+    held, dropped, reader = [stream], threading.Event(), stream._reader.thread
+    assert reader.is_alive()
+    del stream
+
+    def drop():
+        with h5py._objects.phil:
+            held.clear()
+            dropped.set()
+
+    threading.Thread(target=drop, daemon=True).start()
+    assert dropped.wait(20)
+    reader.join(20)
+    assert not reader.is_alive()
 
 
 @settings(max_examples=50)
