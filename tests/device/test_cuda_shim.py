@@ -56,7 +56,8 @@ class TestUnderAddressSanitizer:
             "from tests.device import test_cuda_kernels as t; import numpy as np\n"
             "kernels = t.CudaKernels(t.emulated())\n"
             "kernels.sum_slots(t.on(np.ones(2, 'f4')), t.on(np.ones((2, 2), 'f4')))\n"
-            "kernels._each('check', 300, t.on(np.full(300, np.nan, 'f4')), np.int64(301), t.on(np.ones(1, 'f4')))\n"
+            "bad, count = t.on(np.ones(1, 'f4')), (np.uint64(0), np.float32(0))\n"
+            "kernels._each('check', 300, t.on(np.full(300, np.nan, 'f4')), np.int64(301), bad, *count)\n"
         )
         child = self.child("-c", code)
         assert child.returncode != 0

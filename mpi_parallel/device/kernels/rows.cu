@@ -80,7 +80,7 @@ KERNEL __launch_bounds__(MOST) deal(const i64 *index_N, const unsigned *keys_N, 
                                      float *tail, int length)
 {
     i64 begin = *cursor;
-    if (threadIdx.x < length) tail[threadIdx.x] = 0.0f;
+    if ((int)threadIdx.x < length) tail[threadIdx.x] = 0.0f;
 #pragma unroll 1
     for (i64 first = threadIdx.x; first < rows; first += AT_ONCE * blockDim.x) {
         i64 found[AT_ONCE];
