@@ -113,7 +113,8 @@ class CudaKernels(Expressions):
             self._scores.append(self.xp.zeros((2, rows), np.float32))
         losses, hits = self._scores[-1][0], self._scores[-1][1]
         few = classes <= FEW_CLASSES
-        grid, block = (-(-rows // 64), 64) if few else (rows, 128 if classes <= 4096 else 512)
+        of_many = 128 if classes <= 256 else 256 if classes <= 4096 else 512
+        grid, block = (-(-rows // 64), 64) if few else (rows, of_many)
         self._launch(
             f"cross_entropy_of_{'few' if few else 'many'}", min(grid, BLOCKS), (block,), z_BK, t_B,
             losses, hits, np.int64(rows), np.int32(classes), sums, self._ticket,
@@ -147,9 +148,10 @@ class CudaKernels(Expressions):
         self._each("check", n, gradients, np.int64(n), tail[-1:], tail[2:3], np.float32(rows))
 
     def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array, tail: Array) -> None:
-        rows, threads = len(index_B), THREADS if len(index_B) <= THREADS else MOST
+        rows = len(index_B)
+        block = (min(MOST, -(-max(1, rows) // 32) * 32),)  # one block: all that it may have
         self._launch(
-            "deal", 1, (threads,), index_N, keys_N, cursor, np.int64(rows), index_B, keys_B, tail, np.int32(tail.size)
+            "deal", 1, block, index_N, keys_N, cursor, np.int64(rows), index_B, keys_B, tail, np.int32(tail.size)
         )
 
     def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None:

@@ -35,6 +35,10 @@ class NVRTC:
 
     def compile(self, code: str, *options: str) -> str:
         """The log, which with -v also tells of registers; raises AssertionError with it where there are errors."""
+        return self.compiled(code, *options)[0]
+
+    def compiled(self, code: str, *options: str) -> tuple[str, str]:
+        """The same log, and the PTX, which is empty where an architecture's own code is asked for."""
         program = ctypes.c_void_p()
         self._call("nvrtcCreateProgram", ctypes.byref(program), code.encode(), b"cuda.cu", 0, None, None)
         texts = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
@@ -43,9 +47,13 @@ class NVRTC:
         self._call("nvrtcGetProgramLogSize", program, ctypes.byref(size))
         log = ctypes.create_string_buffer(size.value)
         self._call("nvrtcGetProgramLog", program, log)
+        ptx = ctypes.create_string_buffer(b"", 1)
+        if status == 0 and self.library.nvrtcGetPTXSize(program, ctypes.byref(size)) == 0:
+            ptx = ctypes.create_string_buffer(size.value)
+            self._call("nvrtcGetPTX", program, ptx)
         self._call("nvrtcDestroyProgram", ctypes.byref(program))
         assert status == 0, log.value.decode()
-        return log.value.decode()
+        return log.value.decode(), ptx.value.decode()
 
     def _call(self, name: str, *arguments: object) -> None:
         assert getattr(self.library, name)(*arguments) == 0, name
@@ -81,3 +89,14 @@ def test_every_kernel_compiles_for_every_generation_without_spills(nvrtc):
 def test_a_mistake_is_told(nvrtc):
     with pytest.raises(AssertionError, match="undefined_thing"):
         nvrtc.compile(source() + "\nint x = undefined_thing;", "--gpu-architecture=sm_80")
+
+
+@once
+def test_what_memory_decides_on_asks_for_several_elements_at_a_time(nvrtc):
+    """A store between two loads holds the second up until it is known that they are not of the same place."""
+    _, ptx = nvrtc.compiled(source(), "--gpu-architecture=compute_90", *OPTIONS)
+    loads = {"adam": 4, "momentum": 3, "sgd": 2, "narrow_bf16": 1, "check": 1, "relu_gradient_bf16": 2}
+    for kernel, of_an_element in loads.items():
+        body = ptx.split(f".entry {kernel}(", 1)[1].split(".entry", 1)[0]
+        runs = [run.count("ld.global") for run in body.split("st.global")]
+        assert max(runs) >= 4 * of_an_element, kernel

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpi_parallel.device import cuda_kernels
 from mpi_parallel.device.cuda_kernels import CudaKernels
 from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.interface import BEGUN, HELD, LOSS_SCALE, PACE, RATE, SCALE, Augmentation, Pace, Raw, Schedule
@@ -16,6 +17,7 @@ from tests.device.strict import StrictArray
 from tests.device.where import Place, on, slots_on, values
 
 SHAPES = [(0, 5), (1, 1), (20, 33), (35, 257)]
+ROWS = [*SHAPES, (20, 36), (9, 1028)]  # also those whose numbers are taken four at a time
 TYPES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 PLAIN_KERNELS = Expressions(np)
 
@@ -51,7 +53,7 @@ def read(array: StrictArray, kind: str = "f32") -> np.ndarray:
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
 def test_gather(kernels, dtype, kind):
-    for rows, width in SHAPES:
+    for rows, width in ROWS:
         for scalar in (True, False):
             gather(kernels, rows, width, dtype, kind, scalar)
 
@@ -274,6 +276,19 @@ def test_update_rules(kernels, rule, n, slots):
     getattr(kernels, rule)(*ours, slots_on(wider, n), on(kept), *constants)
     for one, before in zip(ours, arrays, strict=True):
         np.testing.assert_array_equal(read(one), before)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_threads_that_have_several_elements(kernels, monkeypatch, blocks):
+    """As they do where there are more elements than threads of the largest grid; some have one less than others."""
+    monkeypatch.setattr(cuda_kernels, "BLOCKS", blocks)
+    for rule in RULES:
+        test_update_rules(kernels, rule, 3000, 2)
+    for kind in ("f16", "bf16"):
+        test_narrow_and_widen(kernels, kind, 3000)
+        test_bias_relu_and_its_gradient(kernels, 35, 257, kind, True)
+    for bad in (None, np.nan):
+        test_check_and_squares(kernels, 3000, bad)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3000])

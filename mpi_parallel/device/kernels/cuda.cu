@@ -32,6 +32,22 @@ FN void put(f16 &to, float a) { to.bits = mp_pack_float16(a); }
 #define EACH(i, n) for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
 #define EACH_ROW(row, n) for (i64 row = blockIdx.x; row < (n); row += gridDim.x)
 
+/* The same over n elements, where memory decides on the time: it answers late, so a thread asks for what belongs to several
+ * elements (`load` of one is what `store` is given) before it works on the first of them. */
+#define AHEAD 4
+
+template <class Loaded, class Load, class Store> FN void each_ahead(i64 n, Load load, Store store)
+{
+    i64 apart = gridDim.x * (i64)blockDim.x;
+    for (i64 first = blockIdx.x * (i64)blockDim.x + threadIdx.x; first < n; first += AHEAD * apart) {
+        Loaded loaded[AHEAD];
+        for (int k = 0; k < AHEAD; ++k)
+            if (first + k * apart < n) loaded[k] = load(first + k * apart);
+        for (int k = 0; k < AHEAD; ++k)
+            if (first + k * apart < n) store(first + k * apart, loaded[k]);
+    }
+}
+
 #ifndef ROOM /* shared memory of the size that a launch asks for */
 #define ROOM(name) extern __shared__ __align__(16) float name[]
 #endif
@@ -97,6 +113,15 @@ template <class T> FN void bias_rows(T *y, const T *b, i64 rows, i64 width, int 
         }
 }
 
+template <class T> struct Both { T dy, y; };
+
+template <class T> FN void relu_gradients(T *dy, const T *y, i64 n)
+{
+    each_ahead<Both<T>>(
+        n, [=](i64 i) { return Both<T>{dy[i], y[i]}; },
+        [=](i64 i, Both<T> at) { put(dy[i], mp_relu_gradient(get(at.dy), get(at.y))); });
+}
+
 /* --- the sum of each column: a thread column for each of 32 columns, a partial sum in each of 32 threads of it --- */
 
 #define TILE 32
@@ -135,10 +160,7 @@ FN void drop_rows(const T *x, const unsigned *keys, T *y, i64 rows, i64 width, u
 
 #define ROWWISE(NAME, T)                                                                                               \
     KERNEL bias_##NAME(T *y, const T *b, i64 rows, i64 width, int relu) { bias_rows(y, b, rows, width, relu); }    \
-    KERNEL relu_gradient_##NAME(T *dy, const T *y, i64 n)                                                              \
-    {                                                                                                                  \
-        EACH(i, n) put(dy[i], mp_relu_gradient(get(dy[i]), get(y[i])));                                                \
-    }                                                                                                                  \
+    KERNEL relu_gradient_##NAME(T *dy, const T *y, i64 n) { relu_gradients(dy, y, n); }                                \
     KERNEL __launch_bounds__(TILE * TILE)                                                                              \
         column_sums_##NAME(const T *a, float *sums, i64 rows, i64 width, int add)                                      \
     {                                                                                                                  \
@@ -218,7 +240,10 @@ KERNEL __launch_bounds__(ROWS, 1)
 /* --- casts, checks, sums of squares --- */
 
 #define NARROW(NAME, T)                                                                                                \
-    KERNEL narrow_##NAME(const float *a, T *out, i64 n) { EACH(i, n) put(out[i], a[i]); }
+    KERNEL narrow_##NAME(const float *a, T *out, i64 n)                                                                \
+    {                                                                                                                  \
+        each_ahead<float>(n, [=](i64 i) { return a[i]; }, [=](i64 i, float number) { put(out[i], number); });          \
+    }
 #define WIDEN(T)                                                                                                       \
     KERNEL widen_##T(const T *a, float *out, i64 n) { EACH(i, n) out[i] = get(a[i]); }
 FORMATS(NARROW)
@@ -230,7 +255,9 @@ WIDEN(bf16)
 KERNEL check(const float *a, i64 n, float *bad, float *count, float rows)
 {
     if (count && blockIdx.x == 0 && threadIdx.x == 0) *count += rows;
-    EACH(i, n) if (mp_not_finite(a[i])) *bad = MP_NAN;
+    unsigned found = 0; /* told at the end: a store within the loop would hold up the next loads */
+    each_ahead<float>(n, [=](i64 i) { return a[i]; }, [&](i64, float number) { found |= mp_not_finite(number); });
+    if (found) *bad = MP_NAN;
 }
 
 /* *out becomes the sum of squares; a partial sum a block, and the last one adds those up. */

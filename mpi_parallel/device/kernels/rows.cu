@@ -1,29 +1,36 @@
 /* A part of cuda.cu: rows by number, changed or as they are, and the batch that comes next. */
 
-#define AT_ONCE 4 /* numbers that a thread has under way: reads behind a write wait for those before it */
-
 /* --- rows by number from the file's type to standardised operands, with their labels --- */
+
+/* Four numbers that are loaded or stored at once */
+template <class T> struct alignas(4 * sizeof(T)) Quad { T at[4]; };
+
+template <class T> FN bool in_quads(const T *array, i64 width)
+{
+    return width % 4 == 0 && (unsigned long long)array % sizeof(Quad<T>) == 0;
+}
 
 template <class From, class To>
 FN void gather_rows(const From *images, const int *labels, const i64 *index, i64 rows, i64 features, const float *mean,
                     const float *inverse_std, int scalar, To *out, int *t)
 {
+    i64 whole = in_quads(images, features) && in_quads(out, features) ? features : 0;
     EACH_ROW(row, rows) {
         const From *from = images + index[row] * features;
         To *to = out + row * features;
         if (labels && threadIdx.x == 0) t[row] = labels[index[row]];
-#pragma unroll 1
-        for (i64 first = threadIdx.x; first < features; first += AT_ONCE * blockDim.x) {
-            From raw[AT_ONCE];
-            float middle[AT_ONCE], inverse[AT_ONCE];
-            for (int n = 0; n < AT_ONCE; ++n) {
-                i64 f = first + n * blockDim.x, here = f < features ? f : first, k = scalar ? 0 : here;
-                raw[n] = from[here], middle[n] = mean[k], inverse[n] = inverse_std[k];
+        for (i64 f = 4 * threadIdx.x; f < whole; f += 4 * blockDim.x) {
+            Quad<From> raw = *(const Quad<From> *)(from + f);
+            Quad<To> made;
+            for (int j = 0; j < 4; ++j) {
+                i64 k = scalar ? 0 : f + j;
+                put(made.at[j], mp_normalise((float)raw.at[j], mean[k], inverse_std[k]));
             }
-            for (int n = 0; n < AT_ONCE; ++n) {
-                i64 f = first + n * blockDim.x;
-                if (f < features) put(to[f], mp_normalise((float)raw[n], middle[n], inverse[n]));
-            }
+            *(Quad<To> *)(to + f) = made;
+        }
+        for (i64 f = whole + threadIdx.x; f < features; f += blockDim.x) {
+            i64 k = scalar ? 0 : f;
+            put(to[f], mp_normalise((float)from[f], mean[k], inverse_std[k]));
         }
     }
 }
@@ -75,25 +82,20 @@ FORMATS(GATHERS)
 /* the labels alone */
 KERNEL pick(const int *labels, const i64 *index, i64 rows, int *t) { EACH(row, rows) t[row] = labels[index[row]]; }
 
+struct Dealt {
+    i64 index;
+    unsigned key;
+};
+
 /* The batch from place *cursor of the epoch's order on; whoever comes next stands behind it. The tail is cleared. One block. */
 KERNEL __launch_bounds__(MOST) deal(const i64 *index_N, const unsigned *keys_N, i64 *cursor, i64 rows, i64 *index, unsigned *keys,
                                      float *tail, int length)
 {
     i64 begin = *cursor;
-    if ((int)threadIdx.x < length) tail[threadIdx.x] = 0.0f;
-#pragma unroll 1
-    for (i64 first = threadIdx.x; first < rows; first += AT_ONCE * blockDim.x) {
-        i64 found[AT_ONCE];
-        unsigned key[AT_ONCE];
-        for (int n = 0; n < AT_ONCE; ++n) {
-            i64 row = first + n * blockDim.x, here = begin + (row < rows ? row : first);
-            found[n] = index_N[here], key[n] = keys_N[here];
-        }
-        for (int n = 0; n < AT_ONCE; ++n) {
-            i64 row = first + n * blockDim.x;
-            if (row < rows) index[row] = found[n], keys[row] = key[n];
-        }
-    }
+    EACH(i, length) tail[i] = 0.0f;
+    each_ahead<Dealt>(
+        rows, [=](i64 row) { return Dealt{index_N[begin + row], keys_N[begin + row]}; },
+        [=](i64 row, Dealt dealt) { index[row] = dealt.index, keys[row] = dealt.key; });
     __syncthreads();
     if (threadIdx.x == 0) *cursor = begin + rows;
 }

@@ -4,9 +4,9 @@
 
 struct Slots { const float *first; i64 stride; int count; };
 
-FN float summed(const Slots &slots, i64 i)
+/* The sum of the slots, of which the first holds `sum` */
+FN float summed(const Slots &slots, i64 i, float sum)
 {
-    float sum = slots.first[i];
     for (int slot = 1; slot < slots.count; ++slot) sum += slots.first[slot * slots.stride + i];
     return sum;
 }
@@ -14,7 +14,7 @@ FN float summed(const Slots &slots, i64 i)
 KERNEL sum_slots(float *out, const float *first, i64 stride, int count, i64 n)
 {
     Slots slots = {first, stride, count};
-    EACH(i, n) out[i] = summed(slots, i);
+    EACH(i, n) out[i] = summed(slots, i, first[i]);
 }
 
 /* What a rule is told: from a pace array where there is one (see device/interface.py), else by value */
@@ -39,16 +39,39 @@ FN Pace pace_of(const double *from, float scale, float alpha, float correction, 
     Pace pace = pace_of(from, scale, alpha, correction, root);                                                         \
     if (pace.scale != pace.scale) return;
 
+/* What a rule changes of an element, and the first slot of its gradient */
+template <int COUNT> struct Element { float of[COUNT], g; };
+
+/* The rule for every element: `rule(of, g)` changes the numbers that it has in these arrays. */
+template <int COUNT, class Rule>
+FN void update(float *const (&arrays)[COUNT], const Slots &slots, float scale, i64 n, Rule rule)
+{
+    each_ahead<Element<COUNT>>(
+        n,
+        [&](i64 i) {
+            Element<COUNT> element;
+            for (int k = 0; k < COUNT; ++k) element.of[k] = arrays[k][i];
+            element.g = slots.first[i];
+            return element;
+        },
+        [&](i64 i, Element<COUNT> &element) {
+            rule(element.of, summed(slots, i, element.g) * scale);
+            for (int k = 0; k < COUNT; ++k) arrays[k][i] = element.of[k];
+        });
+}
+
 KERNEL sgd(float *w, SLOTS_AND_PACE, float l2)
 {
     HEED
-    EACH(i, n) mp_sgd(w + i, summed(slots, i) * pace.scale, pace.alpha, l2);
+    float *arrays[] = {w};
+    update(arrays, slots, pace.scale, n, [=](float *of, float g) { mp_sgd(of, g, pace.alpha, l2); });
 }
 
 KERNEL momentum(float *w, float *v, SLOTS_AND_PACE, float mu, float l2)
 {
     HEED
-    EACH(i, n) mp_momentum(w + i, v + i, summed(slots, i) * pace.scale, pace.alpha, mu, l2);
+    float *arrays[] = {w, v};
+    update(arrays, slots, pace.scale, n, [=](float *of, float g) { mp_momentum(of, of + 1, g, pace.alpha, mu, l2); });
 }
 
 KERNEL adam(float *w, float *m, float *v, SLOTS_AND_PACE, float beta1, float beta2, float epsilon, float l2, float decay)
@@ -56,7 +79,10 @@ KERNEL adam(float *w, float *m, float *v, SLOTS_AND_PACE, float beta1, float bet
     HEED
     float step = pace.alpha * pace.correction, keep = 1.0f - pace.alpha * decay;
     epsilon *= pace.root;
-    EACH(i, n) mp_adam(w + i, m + i, v + i, summed(slots, i) * pace.scale, step, beta1, beta2, epsilon, l2, keep);
+    float *arrays[] = {w, m, v};
+    update(arrays, slots, pace.scale, n, [=](float *of, float g) {
+        mp_adam(of, of + 1, of + 2, g, step, beta1, beta2, epsilon, l2, keep);
+    });
 }
 
 KERNEL lamb(float *r, const float *w, float *m, float *v, SLOTS_AND_PACE, float beta1, float beta2, float epsilon, float decay)
@@ -65,7 +91,7 @@ KERNEL lamb(float *r, const float *w, float *m, float *v, SLOTS_AND_PACE, float 
     epsilon *= pace.root;
     EACH(i, n) {
         r[i] = w[i] * decay; /* Adam's step of size 1, upwards from the decay */
-        mp_adam(r + i, m + i, v + i, summed(slots, i) * pace.scale, -pace.correction, beta1, beta2, epsilon, 0.0f, 1.0f);
+        mp_adam(r + i, m + i, v + i, summed(slots, i, first[i]) * pace.scale, -pace.correction, beta1, beta2, epsilon, 0.0f, 1.0f);
     }
 }
 
