@@ -23,8 +23,10 @@ from mpi_parallel.device.cublaslt_library import (
     DRELU,
     EPILOGUE,
     FLOAT32,
+    IN_FLOAT32,
     MAX_WORKSPACE,
     PLAIN,
+    REDUCTIONS,
     RELU_AUX_BIAS,
     SUPPORTED,
     TRANSA,
@@ -209,7 +211,11 @@ class CublasLt:
         preference, found, count = c_void_p(), (Heuristic * CANDIDATES)(), c_int()
         self._check("cublasLtMatmulPreferenceCreate", byref(preference))
         alignments = (problem.a[4], problem.b[4], problem.d[4], problem.d[4])
-        wishes = [(MAX_WORKSPACE, c_uint64(WORKSPACE)), *zip(ALIGNMENTS, map(c_uint32, alignments), strict=True)]
+        wishes: list[tuple[int, Any]] = [
+            (MAX_WORKSPACE, c_uint64(WORKSPACE)),
+            (REDUCTIONS, c_uint32(IN_FLOAT32)),
+            *zip(ALIGNMENTS, map(c_uint32, alignments), strict=True),
+        ]
         for attribute, value in wishes:
             self._check(
                 "cublasLtMatmulPreferenceSetAttribute", preference, attribute, byref(value), ctypes.sizeof(value)

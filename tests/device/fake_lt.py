@@ -20,7 +20,7 @@ SIZES = {
     lt.AUX_POINTER: 8,
     lt.AUX_LD: 8,
 }
-WISHES = {lt.MAX_WORKSPACE: 8, **dict.fromkeys(lt.ALIGNMENTS, 4)}
+WISHES = {lt.MAX_WORKSPACE: 8, lt.REDUCTIONS: 4, **dict.fromkeys(lt.ALIGNMENTS, 4)}
 KINDS = {0: ("f32", np.float32), 2: ("f16", np.float16), 14: ("bf16", np.uint16)}
 
 

@@ -204,6 +204,15 @@ def test_the_library_is_told_how_addresses_are_aligned():
     assert asked[lt.MAX_WORKSPACE] == lt.WORKSPACE
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_no_sum_is_made_of_16_bit_numbers(kind):
+    """What takes its terms in parts may put these together in float32 alone, whatever the result is of."""
+    kernels = products()
+    operands = (on(to_bits(normal(*shape), kind)) for shape in ((4, 8), (8, 4)))
+    kernels.linear(*operands, None, on(np.zeros((4, 4), TYPES[kind])), False)
+    assert [asked[lt.REDUCTIONS] for asked in kernels.lt.library.asked] == [lt.IN_FLOAT32]
+
+
 def test_a_library_that_fails_is_told():
     kernels = products()
     kernels.lt.library.cublasLtMatmulDescCreate = lambda *_: 14
@@ -237,6 +246,7 @@ class TestAgainstTheRealLibrary:
             "MATMUL_DESC_BIAS_POINTER": lt.BIAS_POINTER, "MATMUL_DESC_EPILOGUE_AUX_POINTER": lt.AUX_POINTER,
             "MATMUL_DESC_EPILOGUE_AUX_LD": lt.AUX_LD,
             "MATMUL_PREF_MAX_WORKSPACE_BYTES": lt.MAX_WORKSPACE,
+            "MATMUL_PREF_REDUCTION_SCHEME_MASK": lt.REDUCTIONS, "REDUCTION_SCHEME_COMPUTE_TYPE": lt.IN_FLOAT32,
             **{f"MATMUL_PREF_MIN_ALIGNMENT_{m}_BYTES": n for m, n in zip("ABCD", lt.ALIGNMENTS, strict=True)},
             "EPILOGUE_DEFAULT": lt.PLAIN, "EPILOGUE_BIAS": lt.BIAS, "EPILOGUE_BGRADA": lt.BGRADA,
         }  # fmt: skip
