@@ -17,8 +17,8 @@ COMPUTE_32F, COMPUTE_TF32 = 68, 77  # cublasComputeType_t
 # cublasLtMatmulDescAttributes_t and cublasLtMatmulPreferenceAttributes_t
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_LD = 3, 4, 7, 8, 11, 12
 MAX_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)  # of A, B, C and D
-# cublasLtReductionScheme_t: parts of a sum over k come together in float32, beside the result, in a fixed order. Others add
-# them up as 16-bit numbers where the result is of such, or in the result itself.
+# cublasLtReductionScheme_t: parts of a sum over k come together in float32, beside the result, in a fixed order. Other
+# schemes add them up as 16-bit numbers where the result is of such, or in the result itself.
 IN_FLOAT32 = 2
 # cublasLtEpilogue_t: + bias; + relu; + the mask of relu kept; times a kept mask; with the sums of A over k
 PLAIN, BIAS, RELU_BIAS, RELU_AUX_BIAS, DRELU, BGRADA = 1, 4, 6, 134, 136, 256

@@ -25,7 +25,7 @@ from mpi_parallel.device.tuning import Tuning, tuning_file
 from mpi_parallel.options import InputError
 
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16}  # NumPy has no bfloat16: its bits
-WARM, TIMED = 2, 5  # launches of a product that is measured
+WARM, TIMED = 2, 5  # replays that are not measured, and launches of a product in one that is
 REPLAYED = 50  # of a graph
 SLAB = 64 << 20  # bytes that are copied at a time
 
@@ -185,7 +185,7 @@ class Cuda:
         try:
             library = load(find, self.runtime.runtimeGetVersion() // 1000)
             self._workspace = self.xp.empty(WORKSPACE, np.uint8)
-            time, tuning = (self._time, self._tuning(library)) if measure else (None, None)
+            time, tuning = (self._time_launches, self._tuning(library)) if measure else (None, None)
             lt = CublasLt(library, address(self._workspace), self.stream.ptr, time, tuning)
         except (OSError, LtError):
             return None
@@ -197,10 +197,27 @@ class Cuda:
         name, driver = self.runtime.getDeviceProperties(self.number)["name"], self.runtime.driverGetVersion()
         return Tuning(tuning_file(name.decode(), driver, library.cublasLtGetVersion()), self.node_rank == 0)
 
-    def _time(self, launch: Callable[[], None], times: int = TIMED) -> float:
-        """Milliseconds of so many launches; none where a capture is under way, which must not be disturbed."""
+    def _time_launches(self, launch: Callable[[], object]) -> float:
+        """Milliseconds of some launches; none where a capture is under way, which must not be disturbed.
+
+        By replay, as a step makes them: the host takes longer to tell of a small product than the GPU to do it. What
+        cannot be captured is of no use to a step, and takes for ever.
+        """
         if self.stream.is_capturing():
             return 0.0
+        launch()  # compiles and loads what is not to be captured
+
+        def several() -> None:
+            for _ in range(TIMED):
+                launch()
+
+        try:
+            return self._time(self.capture(several), 1)
+        except self.runtime.CUDARuntimeError:
+            return float("inf")
+
+    def _time(self, launch: Callable[[], None], times: int) -> float:
+        """Milliseconds of so many launches, behind others that warm up."""
         start, stop = self.xp.cuda.Event(), self.xp.cuda.Event()
         for _ in range(WARM):
             launch()

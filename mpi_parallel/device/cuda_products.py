@@ -1,4 +1,8 @@
-"""A layer's matrix products on a GPU: by cublasLt with what follows them in one kernel, else by CuPy and kernels.
+"""A layer's matrix products on a GPU: by cublasLt, with what follows them in the same call or in kernels of ours.
+
+cublasLt takes bias, relu's gradient and the sums of a bias' gradient along where it has a kernel that does. Where it
+has none for a GPU and a type it runs a slower product, or passes over the result in a kernel of its own; which it does
+it does not tell. So each way is measured, and the faster one taken.
 
 Operands are float32, float16, or bfloat16 as the uint16 of its bits; sums are made in float32. Row-major arrays are
 column-major ones of the transposed shape to cublasLt, which is why its operands stand the other way round here.
@@ -6,7 +10,7 @@ column-major ones of the transposed shape to cublasLt, which is why its operands
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -18,6 +22,9 @@ from mpi_parallel.device.cublaslt_library import BGRADA, BIAS, DRELU, PLAIN, REL
 from mpi_parallel.device.cuda_kernels import CudaKernels, address
 from mpi_parallel.device.interface import Array
 
+Way = Callable[[], bool]  # does it, or does not exist
+WORTH = 0.97  # the first way may take a little longer: that which keeps relu's mask helps on the way back
+
 
 class CudaProducts(CudaKernels):
     """All kernels of a GPU. `capturable` until CuPy has multiplied: cuBLAS is refused while a graph is captured."""
@@ -27,7 +34,7 @@ class CudaProducts(CudaKernels):
         self.lt = lt
         self.capturable = lt is not None
         self._masks: dict[int, bool] = {}  # by address, whether a mask of relu was written there
-        self._together: dict[Any, bool] = {}  # whether one kernel for dW and db pays, by their types and shapes
+        self._ways: dict[tuple[Any, ...], list[int]] = {}  # in which order to try them
         self.name = f"CUDA kernels, products by {'CuPy' if lt is None else 'cublasLt'}"
 
     def mask_bytes(self, width: int) -> int:
@@ -37,18 +44,32 @@ class CudaProducts(CudaKernels):
     def linear(
         self, x_BI: Array, W_IO: Array, b_O: Array | None, y_BO: Array, relu: bool, mask: Array | None = None
     ) -> None:
-        if mask is not None:
-            self._masks[address(mask)] = False
+        def fused(epilogue: int) -> bool:
+            aux = address(mask) if epilogue == RELU_AUX_BIAS else 0
+            done = self._fused(x_BI, W_IO, y_BO, epilogue=epilogue, bias=address(b_O), aux=aux)
+            return kept(done and bool(aux)) or done
+
+        def apart() -> bool:
+            assert b_O is not None
+            kept(False)
+            multiplied = self._fused(x_BI, W_IO, y_BO)
+            if multiplied:
+                self.bias(y_BO, b_O, relu)
+            return multiplied
+
+        def kept(there: bool) -> bool:
+            if mask is not None:
+                self._masks[address(mask)] = there
+            return there
+
+        kept(False)
         if not y_BO.size:
             return
-        wished = (RELU_BIAS if mask is None else RELU_AUX_BIAS) if relu else BIAS
-        for epilogue in dict.fromkeys((wished, RELU_BIAS if relu else BIAS)) if b_O is not None else ():
-            aux = address(mask) if epilogue == RELU_AUX_BIAS else 0  # a mask is nice to have
-            if self._fused(x_BI, W_IO, y_BO, epilogue=epilogue, bias=address(b_O), aux=aux):
-                if aux:
-                    self._masks[aux] = True
-                return
-        super().linear(x_BI, W_IO, b_O, y_BO, relu)
+        epilogues = [BIAS] if not relu else [RELU_BIAS] if mask is None else [RELU_AUX_BIAS, RELU_BIAS]
+        ways = [partial(fused, epilogue) for epilogue in epilogues] + [apart] if b_O is not None else []
+        shape = ("linear", x_BI.shape, W_IO.shape, x_BI.dtype.name, y_BO.dtype.name, relu, mask is not None)
+        if not self._by_one_of(shape, ways):
+            super().linear(x_BI, W_IO, b_O, y_BO, relu)
 
     def input_gradient(
         self, dy_BO: Array, W_IO: Array, dx_BI: Array, x_BI: Array | None = None, mask: Array | None = None
@@ -57,37 +78,44 @@ class CudaProducts(CudaKernels):
 
         Of a relu's input that was exactly 0 cublasLt may keep that it was positive, which does no harm.
         """
+
+        def fused() -> bool:
+            return self._fused(dy_BO, W_IO.T, dx_BI, epilogue=DRELU, aux=address(mask))
+
+        def apart() -> bool:
+            assert x_BI is not None
+            multiplied = self._fused(dy_BO, W_IO.T, dx_BI)
+            if multiplied:
+                self.relu_gradient(dx_BI, x_BI)
+            return multiplied
+
         if not dx_BI.size:
             return
         kept = x_BI is not None and mask is not None and self._masks.get(address(mask), False)
-        if not (kept and self._fused(dy_BO, W_IO.T, dx_BI, epilogue=DRELU, aux=address(mask))):
+        shape = ("input gradient", dy_BO.shape, W_IO.shape, dy_BO.dtype.name, dx_BI.dtype.name)
+        if not self._by_one_of(shape, [fused, apart] if kept else []):
             super().input_gradient(dy_BO, W_IO, dx_BI, x_BI)
 
     def weight_gradient(self, x_BI: Array, dy_BO: Array, dW_IO: Array, db_O: Array | None, add: bool) -> None:
+        def fused() -> bool:
+            return self._fused(x_BI.T, dy_BO, dW_IO, epilogue=BGRADA, bias=address(db_O))
+
+        def apart() -> bool:
+            assert db_O is not None
+            multiplied = self._fused(x_BI.T, dy_BO, dW_IO)
+            if multiplied:
+                self.column_sums(dy_BO, db_O, False)
+            return multiplied
+
         if not len(x_BI):
             if not add:
                 dW_IO.fill(0)
                 if db_O is not None:
                     db_O.fill(0)
             return
-        apart = partial(super().weight_gradient, x_BI, dy_BO, dW_IO, db_O, add)
-        together = partial(self._fused, x_BI.T, dy_BO, dW_IO, epilogue=BGRADA, bias=address(db_O))
-        fits = db_O is not None and not add and self._pays((dy_BO.dtype, x_BI.shape, dy_BO.shape), together, apart)
-        if not (fits and together()):
-            apart()
-
-    def _pays(self, product: Any, together: Callable[[], bool], apart: Callable[[], None]) -> bool:
-        """Whether sums within a product are no slower than sums behind it, as they are in some large ones.
-
-        Both are measured where algorithms are, else they are taken together, as they are where CuPy would multiply. The
-        arrays then hold what either made of them.
-        """
-        time = None if self.lt is None else self.lt.time
-        if time is not None and product not in self._together:
-            capturable, self.capturable = self.capturable, True
-            self._together[product] = together() and (time(together) <= time(apart) or not self.capturable)
-            self.capturable = capturable
-        return self._together.get(product, True)
+        shape = ("weight gradient", x_BI.shape, dy_BO.shape, x_BI.dtype.name)
+        if not self._by_one_of(shape, [fused, apart] if db_O is not None and not add else []):
+            super().weight_gradient(x_BI, dy_BO, dW_IO, db_O, add)
 
     def multiply(self, a: Array, b: Array, out: Array, add: bool = False) -> None:
         if self._fused(a, b, out, epilogue=PLAIN, add=add):
@@ -99,8 +127,34 @@ class CudaProducts(CudaKernels):
         else:
             self.narrow(self.xp.matmul(a, b), out, "")
 
+    def _by_one_of(self, shape: tuple[Any, ...], ways: Sequence[Way]) -> bool:
+        """Whether one of these does it: the fastest, as was measured when the first of this shape came, else the first.
+
+        Each can be taken again and again, with the same result.
+        """
+        if self.lt is None or not ways:
+            return False
+        order = self._ways.get(shape)
+        if order is None:
+            order = self._ways[shape] = self._in_order(str((*shape, self.lt.tf32)), ways, self.lt)
+        return any(ways[number]() for number in order)
+
+    def _in_order(self, shape: str, ways: Sequence[Way], lt: CublasLt) -> list[int]:
+        """The numbers of the ways, the fastest one in front."""
+        best, known = 0, lt.tuning.of(shape)
+        if known is not None and known in map(str, range(len(ways))):
+            best = int(known)
+        elif lt.time is not None and len(ways) > 1:
+            times = {number: lt.time(way) for number, way in enumerate(ways) if way()}  # finds the algorithms first
+            if 0 in times:
+                times[0] *= WORTH
+            best = min(times, key=lambda number: times[number], default=0)
+            if times and 0 < times[best] < float("inf"):  # else nothing could be measured
+                lt.tuning.keep(shape, str(best))
+        return sorted(range(len(ways)), key=lambda number: number != best)
+
     def _fused(self, a: Array, b: Array, out: Array, **how: Any) -> bool:
-        """Whether cublasLt has done it, as out^T = b^T a^T."""
+        """Whether cublasLt has done it, and nothing else if no epilogue is named, as out^T = b^T a^T."""
         if self.lt is None:
             return False
         (left, turned_left), (right, turned_right), (made, turned) = map(_matrix, (a, b, out))

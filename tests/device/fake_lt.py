@@ -21,6 +21,7 @@ SIZES = {
     lt.AUX_LD: 8,
 }
 WISHES = {lt.MAX_WORKSPACE: 8, lt.REDUCTIONS: 4, **dict.fromkeys(lt.ALIGNMENTS, 4)}
+WITH_BIAS = (lt.BIAS, lt.RELU_BIAS, lt.RELU_AUX_BIAS, lt.BGRADA)
 KINDS = {0: ("f32", np.float32), 2: ("f16", np.float16), 14: ("bf16", np.uint16)}
 
 
@@ -39,6 +40,7 @@ class FakeLt:
         self.preferences: dict[int, dict[int, Any]] = {}
         self.asked: list[dict[str, Any]] = []  # what heuristics were asked for
         self.run: list[int] = []  # the algorithms that were run
+        self.epilogues: list[int] = []  # of what was run
         self._number = 100
 
     def _new(self, reference: Any) -> int:
@@ -86,7 +88,10 @@ class FakeLt:
         assert most == len(found) == lt.CANDIDATES
         about = self.descriptions[description.value]
         self.asked.append({"about": dict(about), **self.preferences[preference.value]})
-        if about[lt.EPILOGUE] in self.refused:
+        epilogue = about[lt.EPILOGUE]
+        assert (lt.BIAS_POINTER in about) == (epilogue in WITH_BIAS)
+        assert (lt.AUX_POINTER in about) == (epilogue in (lt.RELU_AUX_BIAS, lt.DRELU))
+        if epilogue in self.refused or (epilogue == lt.BGRADA and about[lt.TRANSA]):
             return 15
         for number in range(2):
             found[number].algorithm.data[0] = number + 1
@@ -106,6 +111,7 @@ class FakeLt:
         about, add, layouts = dict(self.descriptions[description.value]), beta.value, self.layouts
         shapes = [layouts[layout.value] for layout in (of_a, of_b, of_d)]
         self.run.append(algorithm.data[0])
+        self.epilogues.append(about[lt.EPILOGUE])
         factor = 1 + algorithm.data[0] * 2**-20 if self.moody else 1
         self.do(("launch", "cublasLtMatmul"), lambda: compute(about, add, (a, b, d), shapes, factor))
         return 0

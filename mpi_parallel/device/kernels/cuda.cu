@@ -32,20 +32,25 @@ FN void put(f16 &to, float a) { to.bits = mp_pack_float16(a); }
 #define EACH(i, n) for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
 #define EACH_ROW(row, n) for (i64 row = blockIdx.x; row < (n); row += gridDim.x)
 
-/* The same over n elements, where memory decides on the time: it answers late, so a thread asks for what belongs to several
- * elements (`load` of one is what `store` is given) before it works on the first of them. */
+/* Elements first, first + apart, ... below n, where memory decides on the time: it answers late, so what belongs to several
+ * of them (`load` gives that of one, and `store` is given it) is asked for before the first is worked on. */
 #define AHEAD 4
 
-template <class Loaded, class Load, class Store> FN void each_ahead(i64 n, Load load, Store store)
+template <class Loaded, class Load, class Store> FN void each_ahead(i64 first, i64 apart, i64 n, Load load, Store store)
 {
-    i64 apart = gridDim.x * (i64)blockDim.x;
-    for (i64 first = blockIdx.x * (i64)blockDim.x + threadIdx.x; first < n; first += AHEAD * apart) {
+    for (; first < n; first += AHEAD * apart) {
         Loaded loaded[AHEAD];
         for (int k = 0; k < AHEAD; ++k)
             if (first + k * apart < n) loaded[k] = load(first + k * apart);
         for (int k = 0; k < AHEAD; ++k)
             if (first + k * apart < n) store(first + k * apart, loaded[k]);
     }
+}
+
+/* The same for this thread's of n elements */
+template <class Loaded, class Load, class Store> FN void each_ahead(i64 n, Load load, Store store)
+{
+    each_ahead<Loaded>(blockIdx.x * (i64)blockDim.x + threadIdx.x, gridDim.x * (i64)blockDim.x, n, load, store);
 }
 
 #ifndef ROOM /* shared memory of the size that a launch asks for */
@@ -103,23 +108,26 @@ FN bool last_block(unsigned *ticket, unsigned blocks)
 
 /* --- bias, relu and its gradient --- */
 
+template <class T> struct Both { T one, other; };
+
 template <class T> FN void bias_rows(T *y, const T *b, i64 rows, i64 width, int relu)
 {
-    EACH_ROW(row, rows)
-        for (i64 o = threadIdx.x; o < width; o += blockDim.x) {
-            T &at = y[row * width + o];
-            float z = get(at) + get(b[o]);
-            put(at, relu ? mp_relu(z) : z);
-        }
+    EACH_ROW(row, rows) {
+        T *mine = y + row * width;
+        each_ahead<Both<T>>(
+            threadIdx.x, blockDim.x, width, [=](i64 o) { return Both<T>{mine[o], b[o]}; },
+            [=](i64 o, Both<T> at) {
+                float z = get(at.one) + get(at.other);
+                put(mine[o], relu ? mp_relu(z) : z);
+            });
+    }
 }
-
-template <class T> struct Both { T dy, y; };
 
 template <class T> FN void relu_gradients(T *dy, const T *y, i64 n)
 {
     each_ahead<Both<T>>(
         n, [=](i64 i) { return Both<T>{dy[i], y[i]}; },
-        [=](i64 i, Both<T> at) { put(dy[i], mp_relu_gradient(get(at.dy), get(at.y))); });
+        [=](i64 i, Both<T> at) { put(dy[i], mp_relu_gradient(get(at.one), get(at.other))); });
 }
 
 /* --- the sum of each column: a thread column for each of 32 columns, a partial sum in each of 32 threads of it --- */
