@@ -176,8 +176,9 @@ def _batches(rows: int, random: np.random.Generator, device: Device) -> Iterator
     many = 32 if device.kind != "cpu" else 1
     index = device.to_device(random.integers(0, ROWS, many * rows))
     keys = device.to_device(np.zeros(many * rows, np.uint32))
+    order = index, keys  # one, as in an epoch: steps copy another one first
     cuts = [(slice(n * rows, (n + 1) * rows), n * rows) for n in range(many)]
-    return cycle([Batch(index[cut], keys[cut], None, (index, keys), start) for cut, start in cuts])
+    return cycle([Batch(index[cut], keys[cut], None, order, start) for cut, start in cuts])
 
 
 def _travels(merger: Merger) -> list[dict[str, float]]:

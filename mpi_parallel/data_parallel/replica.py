@@ -35,6 +35,7 @@ class Replica:
         rows; `collect` takes what the store holds when a group is complete.
         """
         self.bring(batch)
+        self.store.narrow()
         self.compute(batch, on_ready, collect)
 
     def bring(self, batch: Batch) -> None:
@@ -44,11 +45,10 @@ class Replica:
             self.rows.bring(len(batch.index))
 
     def compute(self, batch: Batch, on_ready: Ready, collect: Callable[[], None], cleared: bool = False) -> None:
-        """The same of rows that are at hand: all of it is work of the device, which can do it again by itself.
+        """The same of rows that are at hand, with factors that are up to date; `cleared`: the store's tail is zero already.
 
-        `cleared`: the store's tail is zero already.
+        All of it is work of the device, which can do it again by itself.
         """
-        self.store.narrow()
         groups = list(batch.groups())
         if not groups:  # the tail holds what all ranks were told of the step before
             self.store.zero_grad(cleared)

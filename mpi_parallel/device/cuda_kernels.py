@@ -49,6 +49,8 @@ def _included(name: str) -> str:
 class CudaKernels(Expressions):
     """The kernels of `device.Kernels` on a GPU, but for matrix products."""
 
+    rules_narrow = True
+
     def __init__(self, cupy: ModuleType) -> None:
         """On the current device of `cupy`; each kernel is compiled for it when it is first used."""
         super().__init__(cupy)
@@ -166,11 +168,13 @@ class CudaKernels(Expressions):
     def sum_slots(self, out: Array, slots_SN: Array) -> None:
         self._each("sum_slots", out.size, out, *_slots(slots_SN), np.int64(out.size))
 
-    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None:
-        self._rule("sgd", (w,), g_SN, _pace(pace), l2)
+    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float, factors: Array | None = None) -> None:
+        self._rule("sgd", (w,), g_SN, _pace(pace), l2, more=_factors(factors))
 
-    def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None:
-        self._rule("momentum", (w, v), g_SN, _pace(pace), mu, l2)
+    def momentum(
+        self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float, factors: Array | None = None
+    ) -> None:
+        self._rule("momentum", (w, v), g_SN, _pace(pace), mu, l2, more=_factors(factors))
 
     def adam(
         self,
@@ -184,8 +188,10 @@ class CudaKernels(Expressions):
         epsilon: float,
         l2: float,
         decay: float,
+        factors: Array | None = None,
     ) -> None:
-        self._rule("adam", (w, m, v), g_SN, _pace(pace, beta1, beta2), beta1, beta2, epsilon, l2, decay)
+        constants = beta1, beta2, epsilon, l2, decay
+        self._rule("adam", (w, m, v), g_SN, _pace(pace, beta1, beta2), *constants, more=_factors(factors))
 
     def lamb(
         self,
@@ -206,9 +212,12 @@ class CudaKernels(Expressions):
         at, scale, alpha, _, _ = _pace(pace)
         self._each("trust", w.size, w, r, np.int64(w.size), squares_2, at, scale, alpha)
 
-    def _rule(self, name: str, arrays: tuple[Array, ...], g_SN: Array, pace: Numbers, *constants: float) -> None:
+    def _rule(
+        self, name: str, arrays: tuple[Array, ...], g_SN: Array, pace: Numbers, *constants: float,
+        more: tuple[Any, ...] = (),
+    ) -> None:  # fmt: skip
         n = arrays[0].size
-        self._each(name, n, *arrays, *_slots(g_SN), np.int64(n), *pace, *map(np.float32, constants))
+        self._each(name, n, *arrays, *_slots(g_SN), np.int64(n), *pace, *map(np.float32, constants), *more)
 
     def _each(self, name: str, n: int, *arguments: Any) -> None:
         """A thread an element, or several elements where there are many."""
@@ -230,6 +239,11 @@ class CudaKernels(Expressions):
 def _slots(slots_SN: Array) -> tuple[Any, np.int64, np.int32]:
     """The first slot, the distance to the next in elements, and how many there are."""
     return slots_SN, np.int64(slots_SN.strides[0] // slots_SN.itemsize), np.int32(len(slots_SN))
+
+
+def _factors(factors: Array | None) -> tuple[Any, np.int32]:
+    """Where they are, and whether they are float16."""
+    return (NULL, np.int32(0)) if factors is None else (factors, np.int32(factors.dtype == np.float16))
 
 
 def _pace(pace: Pace | Array, beta1: float = 0.0, beta2: float = 0.0) -> Numbers:

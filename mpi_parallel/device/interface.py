@@ -77,6 +77,7 @@ class Kernels(Protocol):
 
     name: str
     file_types: Container[Any] | None  # dtypes of images that are gathered; None: all
+    rules_narrow: bool  # whether sgd, momentum and adam also keep the weights as operands, in `factors`
 
     @property
     def recorded(self) -> Callable[[Work], Work] | None:
@@ -153,9 +154,11 @@ class Kernels(Protocol):
 
     def sum_slots(self, out: Array, slots_SN: Array) -> None: ...
 
-    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None: ...
+    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float, factors: Array | None = None) -> None: ...
 
-    def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None: ...
+    def momentum(
+        self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float, factors: Array | None = None
+    ) -> None: ...
 
     def adam(
         self,
@@ -169,6 +172,7 @@ class Kernels(Protocol):
         epsilon: float,
         l2: float,
         decay: float,
+        factors: Array | None = None,
     ) -> None: ...
 
     def lamb(

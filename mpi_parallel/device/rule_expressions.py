@@ -28,6 +28,7 @@ class RuleExpressions:
     """What becomes of gradients."""
 
     xp: ModuleType
+    rules_narrow = False
 
     def sum_slots(self, out: Array, slots_SN: Array) -> None:
         """out = slots[0] + slots[1] + ..., in this order; out may be one of the slots."""
@@ -81,8 +82,12 @@ class RuleExpressions:
         row = told[int(p[BEGUN]) % len(told)]
         row[: len(tail)], row[len(tail) :] = tail, pace
 
-    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float) -> None:
-        """w -= alpha (scale g + l2 w), where g is the sum of its slots in their order, as in all update rules."""
+    def sgd(self, w: Array, g_SN: Array, pace: Pace | Array, l2: float, factors: Array | None = None) -> None:
+        """w -= alpha (scale g + l2 w), where g is the sum of its slots in their order, as in all update rules.
+
+        `factors` are for kernels whose rules narrow.
+        """
+        assert factors is None
         scale, alpha, _, _ = steady(pace)
         if not math.isnan(scale):
             self._sgd(w, g_SN, scale, alpha, l2)
@@ -90,8 +95,11 @@ class RuleExpressions:
     def _sgd(self, w: Array, g_SN: Array, scale: float, alpha: float, l2: float) -> None:
         w -= (total(g_SN) * scale + l2 * w) * alpha
 
-    def momentum(self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float) -> None:
+    def momentum(
+        self, w: Array, v: Array, g_SN: Array, pace: Pace | Array, mu: float, l2: float, factors: Array | None = None
+    ) -> None:
         """v = mu v + scale g + l2 w; w -= alpha v (Polyak 1964); as alpha is not in v, schedules act at once."""
+        assert factors is None
         scale, alpha, _, _ = steady(pace)
         if not math.isnan(scale):
             self._momentum(w, v, g_SN, scale, alpha, mu, l2)
@@ -114,11 +122,13 @@ class RuleExpressions:
         epsilon: float,
         l2: float,
         decay: float,
+        factors: Array | None = None,
     ) -> None:
         """Step t (from 1) of Adam (Kingma and Ba 2015, algorithm 1); `l2` is added to the gradient, `decay` is AdamW's.
 
         Both bias corrections are moved out of the arrays: m_hat / (sqrt(v_hat) + eps) = c m / (sqrt(v) + eps root).
         """
+        assert factors is None
         scale, alpha, correction, root = steady(pace, beta1, beta2)
         if not math.isnan(scale):
             keep = 1 - alpha * decay

@@ -25,6 +25,7 @@ class Optimizer(ABC):
     """What the rules share: their state and the count of steps."""
 
     names: tuple[str, ...] = ()  # of the state arrays
+    at_once = True  # whether the rule is one kernel, which may keep the factors, too
 
     def __init__(self, store: ParameterStore, weight_decay: float = 0.0) -> None:
         self.store, self.weight_decay, self.kernels = store, weight_decay, store.device.kernels
@@ -32,6 +33,11 @@ class Optimizer(ABC):
         self.state: dict[str, Array] = {}
         for name in self.names:  # zeros, not zeros_like: memory that this rank never steps on is never taken
             self.state[name] = store.device.xp.zeros(store.size, store.weights.dtype)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether a step also brings the store's factors of the owned weights up to date."""
+        return self.at_once and self.store.factors is not None and self.kernels.rules_narrow
 
     def step(self, owned: slice, alpha: float, scale: float = 1.0, total: Total | None = None) -> None:
         """Update the weights of the owned slice from `scale` times its gradient.
@@ -51,18 +57,19 @@ class Optimizer(ABC):
 
     def _take(self, owned: slice, pace: Pace | Array) -> None:
         state = (array[owned] for array in self.state.values())
-        self.update(self.store.weights[owned], self.store.terms[:, owned], pace, *state)
+        factors = self.store.factors[owned] if self.narrows and self.store.factors is not None else None
+        self.update(self.store.weights[owned], self.store.terms[:, owned], pace, *state, factors=factors)
 
     @abstractmethod
-    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
-        """The rule, for arrays of one length."""
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array, factors: Array | None = None) -> None:
+        """The rule, for arrays of one length; `factors` become the new weights as operands."""
 
 
 class SGD(Optimizer):
     """w -= alpha g; weight decay is a term of the gradient, as in Momentum and Adam."""
 
-    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
-        self.kernels.sgd(w, g_SN, pace, self.weight_decay)
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array, factors: Array | None = None) -> None:
+        self.kernels.sgd(w, g_SN, pace, self.weight_decay, factors)
 
 
 class Momentum(Optimizer):
@@ -71,9 +78,9 @@ class Momentum(Optimizer):
     names = ("v",)
     mu = 0.9
 
-    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array, factors: Array | None = None) -> None:
         (v,) = state
-        self.kernels.momentum(w, v, g_SN, pace, self.mu, self.weight_decay)
+        self.kernels.momentum(w, v, g_SN, pace, self.mu, self.weight_decay, factors)
 
 
 class Adam(Optimizer):
@@ -83,10 +90,10 @@ class Adam(Optimizer):
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     decoupled = False
 
-    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array, factors: Array | None = None) -> None:
         l2, decay = (0.0, self.weight_decay) if self.decoupled else (self.weight_decay, 0.0)
         m, v = state
-        self.kernels.adam(w, m, v, g_SN, pace, self.beta1, self.beta2, self.epsilon, l2, decay)
+        self.kernels.adam(w, m, v, g_SN, pace, self.beta1, self.beta2, self.epsilon, l2, decay, factors)
 
 
 class AdamW(Adam):
@@ -103,6 +110,7 @@ class LAMB(Adam):
     """
 
     epsilon = 1e-6
+    at_once = False
 
     def __init__(self, store: ParameterStore, weight_decay: float = 0.0) -> None:
         super().__init__(store, weight_decay)

@@ -3,6 +3,7 @@
     device  deal the batch, gather, forward, backward, send            what train_step has the engine and the merger do
     host    exchange                                                   only where ranks merge by way of the host
     device  receive, norm, advance the pace and tell, optimizer        what it has the merger and the optimizer do
+            round the weights to operands                              unless the optimizer's kernel has done so
 
 Without an exchange the two are one graph; a merger that divides the update cuts a step once more where the host passes
 weights on. With groups of rows (--reproducible) all of a rank's groups are in the first. Rows that stream are brought
@@ -133,6 +134,8 @@ class CapturedSteps(Steps):
 
     def _begin(self, batch: Batch, number: int, stop: bool, save: bool) -> None:
         assert len(self._under_way) <= self.ahead
+        if not self._under_way:  # others may have changed the weights; a step leaves their factors up to date
+            self.store.narrow()
         if (stop, save) != self._last:
             if self._under_way:
                 self._under_way[-1].wait()  # these steps are still to read what was asked before
@@ -214,7 +217,9 @@ class CapturedSteps(Steps):
         assert merging is not None
         norm = [] if self.squares is None else [merger.relay_squares(self.squares)]
         update = self.optimizer.relay(merger.owned, self.pace, merger.total if merger.divides else None)
-        return [merging, *norm, Relay(self._advance), update, merger.relay_weights()]
+        narrowed = self.optimizer.narrows and merger.owned == slice(0, self.store.size)
+        narrow = [] if narrowed else [Relay(self.store.narrow)]
+        return [merging, *norm, Relay(self._advance), update, merger.relay_weights(), *narrow]
 
     def _front(self, shape: Shape) -> None:
         batch = shape.batch

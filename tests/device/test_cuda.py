@@ -11,6 +11,7 @@ from mpi_parallel.data_parallel.memory import Budget
 from mpi_parallel.device import Host, cublaslt_library, cuda, open_device
 from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_choice import explain, gpu_map
+from mpi_parallel.device.interface import BEGUN
 from mpi_parallel.nn.optimizers import RULES
 from mpi_parallel.options import InputError
 from mpi_parallel.training.captured import NOT_CAPTURED
@@ -48,6 +49,10 @@ def opened(
 def of_steps(cupy: Emulated) -> list[list[tuple]]:
     """The graphs that steps are, without those by which products are measured."""
     return [graph for graph in cupy.recorded if ("launch", "deal") in graph]
+
+
+def steps_begun(steps) -> int:
+    return int(values(steps.pace)[BEGUN])
 
 
 class TestTraining:
@@ -182,6 +187,26 @@ class TestReplayedSteps:
         assert not steps.replays
         assert of_steps(device.xp) == []
         assert [line for line in caplog.messages if "no CUDA graphs" in line] == [NOT_CAPTURED]
+
+    @pytest.mark.parametrize("rule", ["sgd", "momentum", "adam", "adamw", "lamb"])
+    @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+    def test_weights_are_rounded_by_the_kernel_that_updates_them(self, monkeypatch, tmp_path, rule, precision):
+        """Not in a pass of its own; and once more where somebody else may have changed them."""
+        path = write_image_set(tmp_path / "set.h5", train=61)
+        device = opened(monkeypatch, installed(monkeypatch), precision=precision)
+        run, steps, _ = taken_by(device, path, {**BASE, "optimizer": rule, "precision": precision}, OptimizerOptions())
+        narrow = ("launch", "narrow_bf16" if precision == "bfloat16" else "narrow_f16")
+        of_weights = rule == "lamb"
+        assert [graph.count(narrow) for graph in of_steps(device.xp)] == [1 + of_weights] * len(of_steps(device.xp))
+
+        store = run.model.store
+        rounded = device.xp.zeros(store.size, device.storage(precision))
+        for _ in range(2):
+            device.kernels.narrow(store.weights, rounded, precision)
+            np.testing.assert_array_equal(values(store.factors), values(rounded))
+            store.weights.fill(0)
+            totals = steps(next(iter(run.training.epoch(3, run.batch_size))), steps_begun(steps))
+            assert totals.loss / totals.count == pytest.approx(np.log(run.model.widths[-1]), rel=1e-3)
 
     def test_a_replay_is_one_launch_of_few_kernels(self, monkeypatch, tmp_path):
         path = write_image_set(tmp_path / "set.h5", train=61)

@@ -278,6 +278,19 @@ def test_update_rules(kernels, rule, n, slots):
         np.testing.assert_array_equal(read(one), before)
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+def test_rules_keep_the_weights_as_operands_too(kernels, rule, kind):
+    count, constants = RULES[rule]
+    arrays, g = [on(normal(700, seed=k) ** 2) for k in range(count)], slots_on(normal(1, 700, seed=9), 700)
+    kept, held, narrow = empty((700,), kind), empty((700,), kind), empty((700,), kind)
+    getattr(kernels, rule)(*arrays, g, Pace(0.5, 0.1, 3), *constants, kept)
+    kernels.narrow(arrays[0], narrow, "")
+    np.testing.assert_array_equal(values(kept), values(narrow))
+    getattr(kernels, rule)(*arrays, g, Pace(np.nan, 0.1, 3), *constants, held)
+    np.testing.assert_array_equal(values(held), np.full(700, 77, TYPES[kind]))  # of a step that is not taken
+
+
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_threads_that_have_several_elements(kernels, monkeypatch, blocks):
     """As they do where there are more elements than threads of the largest grid; some have one less than others."""

@@ -40,8 +40,10 @@ template <class Loaded, class Load, class Store> FN void each_ahead(i64 first, i
 {
     for (; first < n; first += AHEAD * apart) {
         Loaded loaded[AHEAD];
+#pragma unroll
         for (int k = 0; k < AHEAD; ++k)
             if (first + k * apart < n) loaded[k] = load(first + k * apart);
+#pragma unroll
         for (int k = 0; k < AHEAD; ++k)
             if (first + k * apart < n) store(first + k * apart, loaded[k]);
     }
@@ -57,7 +59,8 @@ template <class Loaded, class Load, class Store> FN void each_ahead(i64 n, Load 
 #define ROOM(name) extern __shared__ __align__(16) float name[]
 #endif
 
-#define MOST 1024 /* threads of a block */
+#define MOST 1024   /* threads of a block */
+#define SHARERS 256 /* of one in which they share elements: THREADS in device/cuda_kernels.py */
 
 /* --- sums and maxima over the threads of a block, in an order that their number fixes --- */
 

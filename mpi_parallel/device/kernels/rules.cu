@@ -7,6 +7,7 @@ struct Slots { const float *first; i64 stride; int count; };
 /* The sum of the slots, of which the first holds `sum` */
 FN float summed(const Slots &slots, i64 i, float sum)
 {
+#pragma unroll 1 /* registers are for what is loaded ahead */
     for (int slot = 1; slot < slots.count; ++slot) sum += slots.first[slot * slots.stride + i];
     return sum;
 }
@@ -42,9 +43,12 @@ FN Pace pace_of(const double *from, float scale, float alpha, float correction, 
 /* What a rule changes of an element, and the first slot of its gradient */
 template <int COUNT> struct Element { float of[COUNT], g; };
 
-/* The rule for every element: `rule(of, g)` changes the numbers that it has in these arrays. */
+/* Where the weights go as operands, too: as float16, or bfloat16 if not `half`; nowhere without an address */
+struct Factors { u16 *to; int half; };
+
+/* The rule for every element: `rule(of, g)` changes the numbers that it has in these arrays, of which the weights are first. */
 template <int COUNT, class Rule>
-FN void update(float *const (&arrays)[COUNT], const Slots &slots, float scale, i64 n, Rule rule)
+FN void update(float *const (&arrays)[COUNT], const Slots &slots, float scale, i64 n, const Factors &factors, Rule rule)
 {
     each_ahead<Element<COUNT>>(
         n,
@@ -57,30 +61,34 @@ FN void update(float *const (&arrays)[COUNT], const Slots &slots, float scale, i
         [&](i64 i, Element<COUNT> &element) {
             rule(element.of, summed(slots, i, element.g) * scale);
             for (int k = 0; k < COUNT; ++k) arrays[k][i] = element.of[k];
+            if (factors.to)
+                factors.to[i] = factors.half ? mp_pack_float16(element.of[0]) : mp_pack_bfloat16(element.of[0]);
         });
 }
 
-KERNEL sgd(float *w, SLOTS_AND_PACE, float l2)
+KERNEL sgd(float *w, SLOTS_AND_PACE, float l2, u16 *to, int half)
 {
     HEED
     float *arrays[] = {w};
-    update(arrays, slots, pace.scale, n, [=](float *of, float g) { mp_sgd(of, g, pace.alpha, l2); });
+    update(arrays, slots, pace.scale, n, Factors{to, half}, [=](float *of, float g) { mp_sgd(of, g, pace.alpha, l2); });
 }
 
-KERNEL momentum(float *w, float *v, SLOTS_AND_PACE, float mu, float l2)
+KERNEL momentum(float *w, float *v, SLOTS_AND_PACE, float mu, float l2, u16 *to, int half)
 {
     HEED
     float *arrays[] = {w, v};
-    update(arrays, slots, pace.scale, n, [=](float *of, float g) { mp_momentum(of, of + 1, g, pace.alpha, mu, l2); });
+    update(arrays, slots, pace.scale, n, Factors{to, half}, [=](float *of, float g) { mp_momentum(of, of + 1, g, pace.alpha, mu, l2); });
 }
 
-KERNEL adam(float *w, float *m, float *v, SLOTS_AND_PACE, float beta1, float beta2, float epsilon, float l2, float decay)
+KERNEL __launch_bounds__(SHARERS)
+    adam(float *w, float *m, float *v, SLOTS_AND_PACE, float beta1, float beta2, float epsilon, float l2, float decay, u16 *to,
+         int half)
 {
     HEED
     float step = pace.alpha * pace.correction, keep = 1.0f - pace.alpha * decay;
     epsilon *= pace.root;
     float *arrays[] = {w, m, v};
-    update(arrays, slots, pace.scale, n, [=](float *of, float g) {
+    update(arrays, slots, pace.scale, n, Factors{to, half}, [=](float *of, float g) {
         mp_adam(of, of + 1, of + 2, g, step, beta1, beta2, epsilon, l2, keep);
     });
 }
