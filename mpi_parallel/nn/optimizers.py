@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Optimizer(ABC):
     """What the rules share: their state and the count of steps."""
 
     names: tuple[str, ...] = ()  # of the state arrays
-    at_once = True  # whether the rule is one kernel, which may keep the factors, too
+    takes_factors = False  # whether `update` does, by this name: the weights as operands, to be brought up to date, too
 
     def __init__(self, store: ParameterStore, weight_decay: float = 0.0) -> None:
         self.store, self.weight_decay, self.kernels = store, weight_decay, store.device.kernels
@@ -37,7 +38,7 @@ class Optimizer(ABC):
     @property
     def narrows(self) -> bool:
         """Whether a step also brings the store's factors of the owned weights up to date."""
-        return self.at_once and self.store.factors is not None and self.kernels.rules_narrow
+        return self.takes_factors and self.store.factors is not None and self.kernels.rules_narrow
 
     def step(self, owned: slice, alpha: float, scale: float = 1.0, total: Total | None = None) -> None:
         """Update the weights of the owned slice from `scale` times its gradient.
@@ -57,16 +58,20 @@ class Optimizer(ABC):
 
     def _take(self, owned: slice, pace: Pace | Array) -> None:
         state = (array[owned] for array in self.state.values())
-        factors = self.store.factors[owned] if self.narrows and self.store.factors is not None else None
-        self.update(self.store.weights[owned], self.store.terms[:, owned], pace, *state, factors=factors)
+        factors, more = self.store.factors, dict[str, Any]()
+        if self.narrows and factors is not None:
+            more["factors"] = factors[owned]
+        self.update(self.store.weights[owned], self.store.terms[:, owned], pace, *state, **more)
 
     @abstractmethod
-    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array, factors: Array | None = None) -> None:
-        """The rule, for arrays of one length; `factors` become the new weights as operands."""
+    def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array) -> None:
+        """The rule, for arrays of one length."""
 
 
 class SGD(Optimizer):
     """w -= alpha g; weight decay is a term of the gradient, as in Momentum and Adam."""
+
+    takes_factors = True
 
     def update(self, w: Array, g_SN: Array, pace: Pace | Array, *state: Array, factors: Array | None = None) -> None:
         self.kernels.sgd(w, g_SN, pace, self.weight_decay, factors)
@@ -75,6 +80,7 @@ class SGD(Optimizer):
 class Momentum(Optimizer):
     """v = mu v + g, w -= alpha v (Polyak 1964); as alpha is not in v, schedules act at once."""
 
+    takes_factors = True
     names = ("v",)
     mu = 0.9
 
@@ -86,6 +92,7 @@ class Momentum(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1): w -= alpha m_hat / (sqrt(v_hat) + epsilon)."""
 
+    takes_factors = True
     names = ("m", "v")
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     decoupled = False
@@ -110,7 +117,7 @@ class LAMB(Adam):
     """
 
     epsilon = 1e-6
-    at_once = False
+    takes_factors = False
 
     def __init__(self, store: ParameterStore, weight_decay: float = 0.0) -> None:
         super().__init__(store, weight_decay)
