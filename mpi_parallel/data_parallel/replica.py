@@ -45,9 +45,9 @@ class Replica:
             self.rows.bring(len(batch.index))
 
     def compute(self, batch: Batch, on_ready: Ready, collect: Callable[[], None], cleared: bool = False) -> None:
-        """The same of rows that are at hand, with factors that are up to date; `cleared`: the store's tail is zero already.
+        """The same of rows that are at hand, with factors that are up to date.
 
-        All of it is work of the device, which can do it again by itself.
+        All of it is work of the device, which can do it again by itself. `cleared`: the store's tail is zero already.
         """
         groups = list(batch.groups())
         if not groups:  # the tail holds what all ranks were told of the step before
