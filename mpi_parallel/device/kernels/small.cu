@@ -60,7 +60,7 @@ FN void sum_of_rows(const Rows<R> *factors, int terms, int outs, float *part, We
 FN float *take_weights(float *to, const float *W, const float *b, int ins, int outs)
 {
     int k = threadIdx.x / outs, o = threadIdx.x % outs, steps = ABREAST / outs, rest = ABREAST % outs, odd = outs | 1;
-    float bias = threadIdx.x < outs ? b[threadIdx.x] : 0.0f; /* no layer is wider than the block */
+    float bias = (int)threadIdx.x < outs ? b[threadIdx.x] : 0.0f; /* no layer is wider than the block */
     for (int first = threadIdx.x; first < ins * outs; first += ABREAST * BATCH) {
         float read[BATCH];
         for (int n = 0; n < BATCH; ++n) read[n] = first + n * ABREAST < ins * outs ? W[first + n * ABREAST] : 0.0f;
@@ -71,7 +71,7 @@ FN float *take_weights(float *to, const float *W, const float *b, int ins, int o
         }
     }
     to += ins * odd;
-    if (threadIdx.x < outs) to[threadIdx.x] = bias;
+    if ((int)threadIdx.x < outs) to[threadIdx.x] = bias;
     return to + odd;
 }
 
