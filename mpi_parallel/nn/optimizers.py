@@ -28,6 +28,12 @@ class Optimizer(ABC):
     names: tuple[str, ...] = ()  # of the state arrays
     takes_factors = False  # whether `update` does, by this name: the weights as operands, to be brought up to date, too
 
+    def __init_subclass__(cls) -> None:
+        """An `update` of one's own speaks for itself: it need not take factors because that of a base does."""
+        super().__init_subclass__()
+        if "update" in vars(cls):
+            cls.takes_factors = vars(cls).get("takes_factors", False)
+
     def __init__(self, store: ParameterStore, weight_decay: float = 0.0) -> None:
         self.store, self.weight_decay, self.kernels = store, weight_decay, store.device.kernels
         self.steps = 0

@@ -208,6 +208,27 @@ class TestReplayedSteps:
             totals = steps(next(iter(run.training.epoch(3, run.batch_size))), steps_begun(steps))
             assert totals.loss / totals.count == pytest.approx(np.log(run.model.widths[-1]), rel=1e-3)
 
+    @pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+    def test_a_rule_of_ones_own_that_goes_back_to_ours_is_given_no_factors(self, monkeypatch, tmp_path, rule):
+        """Its `update` need not know of any, and may change the weights once more."""
+
+        class Smaller(RULES[rule]):
+            def update(self, w, g_SN, pace, *state):
+                super().update(w, g_SN, pace, *state)
+                w *= 0.5
+
+        path = write_image_set(tmp_path / "set.h5", train=61)
+        monkeypatch.setitem(RULES, rule, Smaller)
+        device = opened(monkeypatch, installed(monkeypatch), precision="bfloat16")
+        run, steps, _ = taken_by(
+            device, path, {**BASE, "optimizer": rule, "precision": "bfloat16"}, OptimizerOptions(lr=0.01)
+        )
+        store = run.model.store
+        rounded = device.xp.zeros(store.size, device.storage("bfloat16"))
+        device.kernels.narrow(store.weights, rounded, "bfloat16")
+        np.testing.assert_array_equal(values(store.factors), values(rounded))
+        assert steps.replays
+
     def test_a_replay_is_one_launch_of_few_kernels(self, monkeypatch, tmp_path):
         path = write_image_set(tmp_path / "set.h5", train=61)
         device = opened(monkeypatch, installed(monkeypatch))
