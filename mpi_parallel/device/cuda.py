@@ -209,11 +209,12 @@ class Cuda:
 
         def several() -> None:
             for _ in range(TIMED):
-                launch()
+                if launch() is False:
+                    raise LtError("refused while captured")
 
         try:
             return self._time(self.capture(several), 1)
-        except self.runtime.CUDARuntimeError:
+        except RuntimeError:  # of the runtime, of the driver, or of cublasLt, as may be
             return float("inf")
 
     def _time(self, launch: Callable[[], None], times: int) -> float:

@@ -308,6 +308,12 @@ class TestGraphs:
         gpu.synchronize()
         mistake(gpu)
 
+    @pytest.mark.parametrize("mistake", [lambda gpu: gpu.synchronize(), lambda gpu: not gpu.stream.is_capturing()])
+    def test_what_cannot_be_captured_is_measured_to_take_for_ever(self, gpu, mistake):
+        """As an algorithm that is refused there, so that it is not chosen for steps that are."""
+        assert gpu._time_launches(lambda: mistake(gpu)) == float("inf")
+        assert gpu._time_launches(lambda: gpu.kernels._ticket.fill(0)) < float("inf")
+
 
 class TestMemory:
     @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
