@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.device.emulated import installed
-from tests.device.test_cuda import opened
+from tests.device.opened import opened
 from tests.once import once
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -25,9 +25,9 @@ from mpi_parallel.training.pacing import why_not
 from mpi_parallel.training.step import HostSteps
 from tests.assembly import ALONE, assemble, world
 from tests.device.emulated import installed
+from tests.device.opened import opened
 from tests.device.recording import Recording
 from tests.device.strict import inside
-from tests.device.test_cuda import opened
 from tests.once import once
 from tests.samples import spoil, write_image_set
 
