@@ -20,6 +20,9 @@ from tests.device.shim import compiler
 from tests.device.strict import StrictArray
 from tests.device.test_cuda_kernels import TYPES, normal, to_bits, to_numbers
 from tests.device.where import Place, on, values
+from tests.once import once
+
+pytestmark = once
 
 FUSED = (lt.BIAS, lt.RELU_BIAS, lt.RELU_AUX_BIAS, lt.DRELU, lt.BGRADA)
 SHAPES = [(0, 3, 4), (1, 1, 1), (5, 7, 3), (20, 130, 10)]  # rows, inputs, outputs

@@ -14,6 +14,9 @@ from tests.device.emulated import CUDARuntimeError, OutOfMemoryError, installed,
 from tests.device.fake_lt import FakeLt
 from tests.device.opened import opened
 from tests.device.shim import compiler
+from tests.once import once
+
+pytestmark = once
 
 
 class TestGraphs:

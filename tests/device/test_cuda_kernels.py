@@ -15,6 +15,9 @@ from tests.device.emulated import emulated
 from tests.device.shim import compiler
 from tests.device.strict import StrictArray
 from tests.device.where import Place, on, slots_on, values
+from tests.once import once
+
+pytestmark = once
 
 SHAPES = [(0, 5), (1, 1), (20, 33), (35, 257)]
 ROWS = [*SHAPES, (20, 36), (9, 1028)]  # also those whose numbers are taken four at a time

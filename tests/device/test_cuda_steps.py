@@ -13,8 +13,11 @@ from mpi_parallel.training.captured import NOT_CAPTURED
 from tests.device.emulated import Emulated, installed, values
 from tests.device.opened import opened
 from tests.device.test_devices import ALONE, Training, compare
+from tests.once import once
 from tests.samples import write_image_set
 from tests.training.test_captured import BASE, STEPS, taken_by, told_by_the_host
+
+pytestmark = once
 
 
 def of_steps(cupy: Emulated) -> list[list[tuple]]:

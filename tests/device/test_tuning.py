@@ -16,6 +16,9 @@ from tests.device.emulated import emulated, installed
 from tests.device.fake_lt import FakeLt
 from tests.device.shim import compiler
 from tests.device.test_cuda_kernels import normal, on
+from tests.once import once
+
+pytestmark = once
 
 BROKEN = ["", "{", "[]", '{"format": 0, "algorithms": {"a": "b"}}', '{"format": 1, "algorithms": 3}', "\x00\xff"]
 

@@ -13,6 +13,9 @@ from mpi_parallel.device.host import ALIGNMENT
 from mpi_parallel.device.workspace import Workspace
 from mpi_parallel.nn.mlp import MLP
 from mpi_parallel.nn.optimizers import RULES
+from tests.once import once
+
+pytestmark = once
 
 DTYPES = st.sampled_from([np.float32, np.uint8, bool, np.int64, np.float64])
 REQUESTS = st.lists(st.tuples(st.lists(st.integers(0, 40), min_size=1, max_size=3).map(tuple), DTYPES), max_size=12)
