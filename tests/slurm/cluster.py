@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.launch import send
+from tests.launch import remove_segments, segments, send
 
 PACKAGES = ("slurm-wlm", "slurm-wlm-basic-plugins", "slurm-client", "munge", "libpmix2", "libpmi2-0")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
@@ -99,6 +99,7 @@ class Cluster:
         # Whatever environment is active here, jobs take that of the folder which they are submitted from.
         self.environment = {**os.environ, "VIRTUAL_ENV": "", "PATH": PATH, "SLURM_CONF": f"{self.folder}/slurm.conf"}
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._segments = segments()  # shared memory that is none of these jobs'
 
     def __enter__(self) -> Cluster:
         try:
@@ -120,6 +121,7 @@ class Cluster:
         for daemon in reversed(self._daemons):
             _end(daemon)
         send(f"SLURM_CONF={self.folder}/", signal.SIGKILL)  # what is left of steps: their keepers are nobody's children
+        remove_segments(self._segments)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, *words: str, check: bool = True, cwd: Path | None = None, **settings: str) -> str:
