@@ -19,6 +19,7 @@ import uuid
 from collections import Counter
 
 from tests.launch import MARK, mpirun_of, remaining, remove_segments, remove_sessions, segments, send
+from tests.once import AGAIN
 
 DEADLINE = 900  # seconds for one MPI with one number of ranks
 NO_TESTS = 5  # pytest's exit status
@@ -32,9 +33,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and take along what was started
 
     total: Counter[str] = Counter()
-    for mpi in options.mpi.split(","):
+    for number, mpi in enumerate(options.mpi.split(",")):
         for ranks in options.ranks.split(","):
-            total += run(mpi, int(ranks), arguments)
+            total += run(mpi, int(ranks), arguments, {AGAIN: "1"} if number else {})
     if not total["passed"]:
         print("no test has passed")
         total["failed"] += 1
@@ -42,10 +43,10 @@ def main() -> int:
     return 1 if total["failed"] else 0
 
 
-def run(mpi: str, ranks: int, arguments: list[str]) -> Counter[str]:
+def run(mpi: str, ranks: int, arguments: list[str], more: dict[str, str]) -> Counter[str]:
     """One pytest under one mpirun: how many tests passed, failed and were skipped."""
     mpirun = mpirun_of(mpi)
-    environment = {**os.environ, MARK: uuid.uuid4().hex}
+    environment = {**os.environ, **more, MARK: uuid.uuid4().hex}
     pytest = [sys.executable, "-m", "pytest", f"--color={'yes' if sys.stdout.isatty() else 'no'}", *arguments]
     if ranks == 1:
         # python alone takes the MPI of this mpirun where it is told its library

@@ -15,10 +15,16 @@ from mpi_parallel.device.clock import Clock
 from mpi_parallel.device.host import best_kernels
 from mpi_parallel.device.openmp import OpenMP
 from mpi_parallel.nn.mlp import MLP
+from tests.lacking import lacking
 from tests.samples import CLASSES, images_and_labels
 
 FEATURES = 12
-pytestmark = pytest.mark.skipif(not isinstance(best_kernels(), OpenMP), reason="no compiled kernels: none are replayed")
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    if not isinstance(best_kernels(), OpenMP):
+        lacking("no compiled kernels here: no step is replayed")
 
 
 def engine_of(replay, dropout=0.0, micro_batch=None, augment=None, precision="float32", widths=(8, 5)):
