@@ -98,8 +98,7 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
     batches = _batches(len(block(options.batch_size, comm.size, comm.rank)), random, device)
     steps = _steps(engine, choice.merger, optimizer, config)
 
-    seconds, count = measure(lambda: steps(next(batches)), options.seconds, device, comm, engine.clock.reset)
-    phases = {name: engine.clock.seconds[name] / count for name in PHASES}
+    seconds, phases = measure(lambda: steps(next(batches)), options.seconds, device, comm, engine.clock)
     accounting = _accounting(lambda: steps(next(batches)), engine.clock)
     taken = steps.steps if isinstance(steps, Numbered) else None
     graphs, at_once = taken.replays if taken else engine.replays is not None, bool(taken and taken.at_once)
@@ -116,7 +115,7 @@ def measure_step(config: StepConfig, device: Device, comm: Communicator) -> dict
         "at_once": at_once,
         "step_seconds": seconds,
         "samples_per_second": options.batch_size / seconds,
-        "seconds_by_phase": phases,
+        "seconds_by_phase": {name: phases[name] for name in PHASES},
         "accounting_share": accounting / seconds,
         "step_gflops": products / seconds / 1e9,
         "matmul_gflops": measure_matmul(device, comm, config.device.precision, min(1.0, options.seconds)),

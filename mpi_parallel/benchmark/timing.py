@@ -6,11 +6,11 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from mpi_parallel.config.running import DeviceOptions
 from mpi_parallel.device import Device
+from mpi_parallel.device.clock import Clock
 from mpi_parallel.mpi.communicator import Communicator
 from mpi_parallel.options import to_tables
 from mpi_parallel.training.banner import settle_threads, versions
@@ -35,9 +35,10 @@ def keep(figures: dict[str, Any], config: Any, to: str | None, world: Communicat
 
 
 def measure(
-    call: Callable[[], Any], budget: float, device: Device, comm: Communicator, begin: Callable[[], None] = lambda: None
-) -> tuple[float, int]:
-    """Seconds of one call, the median of ROUNDS rounds after a warm-up; and the calls of the last round."""
+    call: Callable[[], Any], budget: float, device: Device, comm: Communicator, clock: Clock | None = None
+) -> tuple[float, dict[str, float]]:
+    """Seconds of one call, the median of ROUNDS rounds after a warm-up, and those of its phases in that round."""
+    clock = clock or Clock()
     for _ in range(3):
         call()
     device.synchronize()
@@ -45,9 +46,10 @@ def measure(
     calls = max(1, comm.maximum(int(budget / ROUNDS / once)))
     rounds = []
     for _ in range(ROUNDS):
-        begin()
-        rounds.append(_round(call, calls, device, comm))
-    return median(rounds), calls
+        clock.reset()
+        seconds = _round(call, calls, device, comm)
+        rounds.append((seconds, {name: spent / calls for name, spent in clock.seconds.items()}))
+    return sorted(rounds, key=lambda told: told[0])[ROUNDS // 2]
 
 
 def _round(call: Callable[[], Any], calls: int, device: Device, comm: Communicator) -> float:

@@ -145,9 +145,9 @@ class CudaKernels(Expressions):
     def check(self, a: Array, bad: Array) -> None:
         self._each("check", a.size, a, np.int64(a.size), bad, NULL, np.float32(0))
 
-    def finish(self, gradients: Array, tail: Array, rows: int) -> None:
+    def finish(self, gradients: Array, bad: Array, count: Array, rows: int) -> None:
         n = gradients.size
-        self._each("check", n, gradients, np.int64(n), tail[-1:], tail[2:3], np.float32(rows))
+        self._each("check", n, gradients, np.int64(n), bad, count, np.float32(rows))
 
     def deal(self, index_N: Array, keys_N: Array, cursor: Array, index_B: Array, keys_B: Array, tail: Array) -> None:
         rows = len(index_B)

@@ -42,11 +42,10 @@ class RuleExpressions:
         """bad (1,) becomes NaN where not all numbers are finite."""
         bad += (a * 0).sum()
 
-    def finish(self, gradients: Array, tail: Array, rows: int) -> None:
-        """The tail (nn/store.py) counts so many rows more, and tells by its last if all gradients are finite."""
-        self.check(gradients, tail[-1:])
-        count = tail[2:3]  # in place: a device has one launch for that and two for an element
-        count += rows
+    def finish(self, gradients: Array, bad: Array, count: Array, rows: int) -> None:
+        """`check`, and count (1,) becomes greater by so many rows."""
+        self.check(gradients, bad)
+        count += rows  # in place: a device has one launch for that and two for an element
 
     def advance(self, pace: Array, tail: Array, squares: Array | None, schedule: Schedule, told: Array) -> None:
         """The pace of the step with this merged tail (nn/store.py) and squared gradients, to be added up in order.

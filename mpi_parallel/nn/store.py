@@ -101,4 +101,4 @@ class ParameterStore:
 
     def finish(self, rows: int) -> None:
         """The gradients are those of so many rows more, and complete: count them, and `flag_bad`."""
-        self.device.kernels.finish(self.gradients, self.tail, rows)
+        self.device.kernels.finish(self.gradients, self.tail[BAD : BAD + 1], self.tail[COUNT : COUNT + 1], rows)

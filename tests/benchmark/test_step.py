@@ -14,5 +14,4 @@ def test_accounts_of_a_step_cost_less_than_one_per_cent_of_it(tmp_path):
     figures = json.loads((tmp_path / "step.json").read_text())
     assert 0 < figures["accounting_share"] < 0.01
     assert "% of them for these accounts" in ended.stdout
-    # Of the last round, and a step's time is the median of them: on a busy machine these are far apart.
-    assert all(figures["seconds_by_phase"][name] > 0 for name in ("compute", "merge", "update"))
+    assert sum(figures["seconds_by_phase"].values()) > 0.5 * figures["step_seconds"]
