@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpi_parallel.device import cublaslt_library as lt
-from tests.device.test_cuda_kernels import to_bits, to_numbers
+from tests.device.operands import to_bits, to_numbers
 
 SIZES = {
     lt.TRANSA: 4,

@@ -19,7 +19,9 @@ from mpi_parallel.device.cuda_kernels import source
 from tests.lacking import lacking
 
 HERE = Path(__file__).parent
-TESTS = [str(HERE / name) for name in ("test_cuda_kernels.py", "test_cuda_small.py")]  # of what is compiled here
+TESTS = [
+    str(HERE / name) for name in ("test_cuda_kernels.py", "test_cuda_rules.py", "test_cuda_small.py")
+]  # of what is compiled here
 SANITIZE = "CUDA_SHIM_SANITIZE"  # set in the child process that has AddressSanitizer loaded
 RACES = "CUDA_SHIM_RACES"  # set where cuda_races.h looks on
 BUILT = "CUDA_SHIM_BUILT"  # where a process finds the library that its parent has built

@@ -16,9 +16,9 @@ from mpi_parallel.device.expressions import Expressions
 from mpi_parallel.device.tuning import Tuning
 from tests.device.emulated import emulated
 from tests.device.fake_lt import SIZES, FakeLt
+from tests.device.operands import TYPES, normal, to_bits, to_numbers
 from tests.device.shim import compiler
 from tests.device.strict import StrictArray
-from tests.device.test_cuda_kernels import TYPES, normal, to_bits, to_numbers
 from tests.device.where import Place, on, values
 from tests.once import once
 

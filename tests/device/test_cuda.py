@@ -10,33 +10,34 @@ from mpi_parallel.device import cublaslt_library, cuda, open_device
 from mpi_parallel.device.cuda import Cuda
 from mpi_parallel.device.cuda_choice import explain, gpu_map
 from mpi_parallel.options import InputError
-from tests.device.emulated import CUDARuntimeError, OutOfMemoryError, installed, values
+from tests.device.emulated import OutOfMemoryError, installed, values
 from tests.device.fake_lt import FakeLt
 from tests.device.opened import opened
 from tests.device.shim import compiler
+from tests.device.streams import CUDARuntimeError
 from tests.once import once
 
 pytestmark = once
 
 
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request, monkeypatch) -> Cuda:
+    """As it is opened, on an emulated GPU and on a real one."""
+    if request.param == "emulated":
+        installed(monkeypatch)
+    return Cuda(0)
+
+
 class TestGraphs:
-    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-    def test_their_times_are_told(self, monkeypatch, where):
-        if where == "emulated":
-            installed(monkeypatch)
-        device = Cuda(0)
+    def test_their_times_are_told(self, device):
         a = device.to_device(np.zeros(4, np.float32))
         a.fill(1)  # which loads CuPy's kernel: nothing may be loaded while something is captured
         times = device.time([device.capture(lambda: a.fill(1))] * 2)
         assert len(times) == 2
         assert all(0 < seconds < 1 for seconds in times)
 
-    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-    def test_none_is_given_back_while_another_one_is_captured(self, monkeypatch, where):
+    def test_none_is_given_back_while_another_one_is_captured(self, device):
         """As garbage that is collected there: of steps of other shapes, say, whose graphs are not used any more."""
-        if where == "emulated":
-            installed(monkeypatch)
-        device = Cuda(0)
         a = device.to_device(np.zeros(4, np.float32))
         a.fill(1)
 
@@ -92,9 +93,7 @@ class TestGraphs:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("where", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-    def test_large_arrays_cross_over_in_parts(self, monkeypatch, where):
-        device = Cuda(0) if where == "gpu" else opened(monkeypatch, installed(monkeypatch))
+    def test_large_arrays_cross_over_in_parts(self, monkeypatch, device):
         monkeypatch.setattr(cuda, "SLAB", 100)
         for shape in [(7, 5), (1, 60), (200,), (0, 4), (3, 2, 30)]:
             array = np.random.default_rng(1).integers(0, 99, shape).astype(np.float32)

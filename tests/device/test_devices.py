@@ -24,8 +24,9 @@ from mpi_parallel.options import InputError
 from mpi_parallel.result_merging.flat import Flat
 from mpi_parallel.result_merging.metrics import Totals
 from mpi_parallel.training.step import train_step
-from tests.device.emulated import CUDARuntimeError, emulated, installed
+from tests.device.emulated import emulated, installed
 from tests.device.shim import compiler
+from tests.device.streams import CUDARuntimeError
 from tests.device.strict import Strict
 
 N, FEATURES, CLASSES, BATCH = 50, 12, 4, 20

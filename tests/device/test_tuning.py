@@ -14,8 +14,9 @@ from mpi_parallel.device.cuda_products import CudaProducts
 from mpi_parallel.device.tuning import Tuning, tuning_file
 from tests.device.emulated import emulated, installed
 from tests.device.fake_lt import FakeLt
+from tests.device.operands import normal
 from tests.device.shim import compiler
-from tests.device.test_cuda_kernels import normal, on
+from tests.device.where import on
 from tests.once import once
 
 pytestmark = once

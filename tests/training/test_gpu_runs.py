@@ -12,9 +12,10 @@ from mpi_parallel.device import cuda, explain
 from mpi_parallel.training import fit
 from mpi_parallel.training.captured import AHEAD
 from mpi_parallel.training.checkpoints.checkpoint import read_checkpoint
-from tests.device.emulated import CUDARuntimeError, installed
+from tests.device.emulated import installed
 from tests.device.fake_lt import FakeLt
 from tests.device.shim import compiler
+from tests.device.streams import CUDARuntimeError
 from tests.once import once
 from tests.samples import images_and_labels, spoil, write_image_set
 from tests.training.checkpoints.test_resume import Runs, saved_steps

@@ -10,8 +10,9 @@ import sys
 
 from mpi_parallel.device import cuda, tuning
 from tests.device import strict
-from tests.device.emulated import CUDARuntimeError, Emulated
+from tests.device.emulated import Emulated
 from tests.device.fake_lt import FakeLt
+from tests.device.streams import CUDARuntimeError
 
 rank = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))
 mine = os.environ.get("PRETEND_RANK", rank) == rank
