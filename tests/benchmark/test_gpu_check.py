@@ -49,7 +49,7 @@ def test_all_of_it_runs_on_a_cpu_at_sizes_that_prove_nothing(tmp_path):
 
 def test_the_tests_for_gpus_import_what_a_bare_machine_has():
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in gpu_check.gpu_tests()]
-    assert {"tests.device.test_cuda_kernels", "tests.device.test_cuda_rules", "tests.device.test_cuda_small"} <= set(names)
+    assert {f"tests.device.test_cuda_{what}" for what in ("kernels", "rules", "small")} <= set(names)
     code = f"import {', '.join(names)}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     imported = subprocess.run(python(code), capture_output=True, text=True, cwd=ROOT, timeout=60).stdout.split()
     assert {"numpy", "mpi_parallel"} <= set(imported)
